@@ -1,0 +1,135 @@
+"""Entries and effects: what was decided, in absolute terms.
+
+An **entry** is the unit of the log, the stream and the ack. Its frame is one msgpack array
+
+    [ENTRY, reign, node, start, seq, body]          body: the msgpack bytes of a list of effects
+
+and the same bytes travel on the op stream, lie in the log and are replayed. An **effect** is an array whose first element
+is its kind:
+
+    PUT             [kind, database, op_id, version, replaced, key, value]
+    TOMBSTONE       [kind, database, op_id, version, replaced, key]
+    DROP            [kind, database, [key, ...]]                          tombstones whose retention is over
+    PUTS            [kind, database, first_op_id, heads, payload]         many plain sets at once, see below
+    DATABASE        [kind, database, name, {option: value}]               created, or its options changed
+    DROP_DATABASE   [kind, database]
+    EPOCH           [kind, cluster_id, {node number: name}]               the first effect of every epoch
+    OUTCOME         [kind, client_id, number, floor, status, op_id, result]   what became of one request
+    FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
+
+`replaced` is the op id of the record that a write replaced, 0 where the key was absent.
+
+PUTS keeps the cost of a batch per message, not per key: `payload` is the client's own msgpack bytes of `[keys, values]`,
+handed on unchanged; `heads` holds, for each key, the twelve bytes (version, op id) of the record it replaced, zeros
+where the key was absent. The i-th new record has the old version + 1 and op id `first_op_id + i * TICK`. That is as
+absolute as a PUT: applying it twice changes nothing. Its keys are distinct and none of them held a tombstone.
+
+`result` of an OUTCOME is what the reply carried; True stands for the heads of the PUTS effect just before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from nun.codec import pack, unpack
+from nun.core import record
+from nun.core.clock import TICK
+from nun.errors import WireError
+from nun.position import Epoch, Position
+
+ENTRY: Final = 1
+BEAT: Final = 2
+
+PUT: Final = 1
+TOMBSTONE: Final = 2
+DROP: Final = 3
+PUTS: Final = 4
+DATABASE: Final = 5
+DROP_DATABASE: Final = 6
+EPOCH: Final = 7
+OUTCOME: Final = 8
+FORGET: Final = 9
+
+_LENGTHS: Final = {
+    PUT: 7,
+    TOMBSTONE: 6,
+    DROP: 3,
+    PUTS: 5,
+    DATABASE: 4,
+    DROP_DATABASE: 2,
+    EPOCH: 3,
+    OUTCOME: 7,
+    FORGET: 3,
+}
+
+Effect = Sequence[Any]
+
+
+class RecordChange(NamedTuple):
+    """What one effect does to the records of one database; a record of None is dropped."""
+
+    database: int
+    keys: Sequence[bytes]
+    records: Sequence[bytes | None]
+
+
+def encode_entry(position: Position, effects: Sequence[Effect]) -> bytes:
+    """The frame of an entry."""
+    return pack((ENTRY, *position, pack(effects)))
+
+
+def encode_beat(epoch: Epoch, last_seq: int) -> bytes:
+    """The frame that says, while nothing happens, which entry was the last: a lost tail shows within one beat."""
+    return pack((BEAT, *epoch, last_seq))
+
+
+def decode_head(frame: bytes | memoryview) -> tuple[int, Position, bytes]:
+    """Kind, position and body (empty for a beat) of a frame of the op stream. Raises WireError."""
+    match unpack(frame):
+        case [1, int() as reign, int() as node, int() as start, int() as seq, bytes() as body]:
+            return ENTRY, Position(reign, node, start, seq), body
+        case [2, int() as reign, int() as node, int() as start, int() as seq]:
+            return BEAT, Position(reign, node, start, seq), b""
+    raise WireError("a frame of the op stream is an entry or a beat")
+
+
+def decode_entry(frame: bytes | memoryview) -> tuple[Position, list[Effect]]:
+    """Position and effects of an entry's frame. Raises WireError."""
+    kind, position, body = decode_head(frame)
+    effects = unpack(body) if kind == ENTRY else None
+    if not isinstance(effects, list):
+        raise WireError("the body of an entry is a list of effects")
+    for effect in effects:
+        if not isinstance(effect, list) or not effect or _LENGTHS.get(effect[0]) != len(effect):
+            raise WireError("an effect is an array of a known kind and its length")
+    return position, effects
+
+
+def keys_and_values(payload: bytes) -> tuple[list[bytes], list[bytes]]:
+    """What the payload of a batch of sets holds. Raises WireError unless it is two arrays of one length."""
+    match unpack(payload):
+        case [list() as keys, list() as values] if len(keys) == len(values):
+            return keys, values
+    raise WireError("a batch of sets is [keys, values], both of one length")
+
+
+def record_changes(effects: Sequence[Effect]) -> Iterator[RecordChange]:
+    """The changes that an entry makes to records, in order."""
+    for effect in effects:
+        kind = effect[0]
+        if kind == PUTS:
+            _, database, first_op_id, heads, payload = effect
+            keys, values = keys_and_values(payload)
+            yield RecordChange(
+                database, keys, record.successors(heads, first_op_id, TICK, values)
+            )
+        elif kind == PUT:
+            _, database, op_id, version, _, key, value = effect
+            yield RecordChange(database, (key,), (record.live(version, op_id, value),))
+        elif kind == TOMBSTONE:
+            _, database, op_id, version, _, key = effect
+            yield RecordChange(database, (key,), (record.tombstone(version, op_id),))
+        elif kind == DROP:
+            _, database, keys = effect
+            yield RecordChange(database, keys, (None,) * len(keys))

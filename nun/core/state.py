@@ -1,0 +1,262 @@
+"""The part of a node's state that is not records, and how entries change it.
+
+*State* is exactly: records and tombstones (held per database by their owner), and what NodeState holds: the databases
+with their options, the request rows (exactly-once), where each epoch began, member list and cluster id, the highest op id.
+Users, tokens and permissions are records under system keys. The network process decides against this state, recovery
+rebuilds it from the log, and the storage writer folds the log into it at each snapshot: all three by `apply`.
+
+I1  Entries are applied in order of seq without a hole; an epoch only ever goes up.
+I2  A request number below its client's floor has no row; the floor never goes down.
+I3  `apply` of an entry that is already in changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from nun.core import effects as fx
+from nun.core.clock import TICK
+from nun.errors import WireError
+from nun.position import Epoch, Position
+
+_ROW_BYTES: Final = 160  # what a row costs beside its result, about
+_CLIENT_BYTES: Final = 400
+
+
+class Row(NamedTuple):
+    """What became of one request, kept so that a retry gets the same answer."""
+
+    position: Position
+    status: int
+    op_id: int
+    result: Any
+
+
+@dataclass(slots=True)
+class ClientRows:
+    """The requests of one client that it has not yet shown to have an answer for."""
+
+    floor: int = 0
+    last_op_id: int = 0
+    rows: dict[int, Row] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class DatabaseInfo:
+    """A database: its number within the cluster, name, and options such as its strategy."""
+
+    number: int
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def strategy(self) -> str:
+        return str(self.options.get("strategy", "none"))
+
+
+def size_of_result(result: Any) -> int:
+    """Roughly how many bytes a row's result holds in memory."""
+    if isinstance(result, bytes | str):
+        return len(result)
+    if isinstance(result, list | tuple):
+        return 64 + sum(map(size_of_result, result))
+    if isinstance(result, dict):
+        return 128 + sum(map(size_of_result, result.values()))
+    return 16
+
+
+class NodeState:
+    """All state of a node but the records."""
+
+    def __init__(self) -> None:
+        self.cluster_id = b""
+        self.members: dict[int, str] = {}
+        self.epochs: list[tuple[Epoch, int]] = []  # (epoch, first seq), oldest first
+        self.databases: dict[int, DatabaseInfo] = {}
+        self.next_database = 1
+        self.clients: dict[bytes, ClientRows] = {}
+        self.rows_bytes = 0
+        self.horizon = 0  # op id: a client born at or before it may have been forgotten
+        self.highest_op_id = 0
+        self.position: Position | None = None
+
+    # Reading
+
+    def database_named(self, name: str) -> DatabaseInfo | None:
+        for info in self.databases.values():
+            if info.name == name:
+                return info
+        return None
+
+    def in_history(self, position: Position) -> bool:
+        """Whether this node's history holds an entry at this very position."""
+        if self.position is None or position.seq > self.position.seq:
+            return False
+        epoch = None
+        for began, first_seq in self.epochs:
+            if first_seq > position.seq:
+                break
+            epoch = began
+        return epoch == position.epoch
+
+    def epoch_of(self, seq: int) -> Epoch | None:
+        """The epoch that decided the entry `seq`, if it is in this history."""
+        found = None
+        for began, first_seq in self.epochs:
+            if first_seq > seq:
+                break
+            found = began
+        return found
+
+    # Changing
+
+    def apply(self, position: Position, entry: Sequence[fx.Effect]) -> None:
+        """Takes in one entry: all of it but the changes to records."""
+        if self.position is not None and position.seq <= self.position.seq:
+            return
+        last = self.position.seq if self.position is not None else 0
+        if position.seq != last + 1 or (self.position and position < self.position):
+            raise WireError(f"entry {position} does not follow {self.position}")
+        if not self.epochs or self.epochs[-1][0] != position.epoch:
+            self.epochs.append((position.epoch, position.seq))
+        heads = b""
+        for effect in entry:
+            kind = effect[0]
+            if kind == fx.PUTS:
+                heads = effect[3]
+                self._observe(effect[2] + TICK * max(len(heads) // 12 - 1, 0))
+            elif kind in (fx.PUT, fx.TOMBSTONE):
+                self._observe(effect[2])
+            elif kind == fx.OUTCOME:
+                self.note_outcome(position, effect, heads)
+            elif kind == fx.DATABASE:
+                self._database(effect)
+            elif kind == fx.DROP_DATABASE:
+                self.databases.pop(effect[1], None)
+            elif kind == fx.EPOCH:
+                self.cluster_id = effect[1]
+                self.members = {number: _text(name) for number, name in effect[2].items()}
+            elif kind == fx.FORGET:
+                self.forget(effect[1], effect[2])
+        self.position = position
+
+    def note_outcome(self, position: Position, effect: fx.Effect, heads: bytes) -> None:
+        """Remembers what became of a request and drops the rows that its client is done with."""
+        _, client_id, number, floor, status, op_id, result = effect
+        client = self.clients.get(client_id)
+        if client is None:
+            client = self.clients[client_id] = ClientRows()
+            self.rows_bytes += _CLIENT_BYTES
+        if floor > client.floor:
+            client.floor = floor
+            if client.rows:
+                self._drop_rows(client, floor)
+        result = heads if result is True else result
+        if number >= client.floor:
+            client.rows[number] = Row(position, status, op_id, result)
+            self.rows_bytes += _ROW_BYTES + size_of_result(result)
+        if op_id > self.highest_op_id:
+            self.highest_op_id = op_id
+        client.last_op_id = self.highest_op_id
+
+    def forget(self, client_ids: Iterable[bytes], horizon: int) -> None:
+        """Drops all that is remembered of these clients."""
+        for client_id in client_ids:
+            client = self.clients.pop(client_id, None)
+            if client is not None:
+                self._drop_rows(client, 2**64)
+                self.rows_bytes -= _CLIENT_BYTES
+        self.horizon = max(self.horizon, horizon)
+
+    def least_recent_clients(self, bytes_to_free: int) -> tuple[list[bytes], int]:
+        """The clients to forget so that about this many bytes are free, and the horizon that this makes."""
+        ids: list[bytes] = []
+        horizon = self.horizon
+        for client_id, client in sorted(
+            self.clients.items(), key=lambda item: (item[1].last_op_id, item[0])
+        ):
+            if bytes_to_free <= 0:
+                break
+            bytes_to_free -= _CLIENT_BYTES + sum(
+                _ROW_BYTES + size_of_result(row.result) for row in client.rows.values()
+            )
+            ids.append(client_id)
+            horizon = max(horizon, client.last_op_id)
+        return ids, horizon
+
+    def _drop_rows(self, client: ClientRows, floor: int) -> None:
+        for number in [number for number in client.rows if number < floor]:
+            self.rows_bytes -= _ROW_BYTES + size_of_result(client.rows.pop(number).result)
+
+    def _database(self, effect: fx.Effect) -> None:
+        _, number, name, options = effect
+        self.databases[number] = DatabaseInfo(
+            number, _text(name), {_text(key): _text(value) for key, value in options.items()}
+        )
+        self.next_database = max(self.next_database, number + 1)
+
+    def _observe(self, op_id: int) -> None:
+        if op_id > self.highest_op_id:
+            self.highest_op_id = op_id
+
+    # On disk and to other nodes
+
+    def dump(self) -> list[Any]:
+        """Plain values that `load` makes the same state from."""
+        return [
+            self.cluster_id,
+            self.members,
+            [[*epoch, seq] for epoch, seq in self.epochs],
+            [[info.number, info.name, info.options] for info in self.databases.values()],
+            self.next_database,
+            [
+                [
+                    client_id,
+                    client.floor,
+                    client.last_op_id,
+                    [[number, *row] for number, row in client.rows.items()],
+                ]
+                for client_id, client in self.clients.items()
+            ],
+            self.horizon,
+            self.highest_op_id,
+            self.position,
+        ]
+
+    @classmethod
+    def load(cls, dumped: list[Any]) -> NodeState:
+        """Reads `dump` back, from msgpack too. Raises WireError on what no dump looks like."""
+        state = cls()
+        try:
+            (
+                state.cluster_id,
+                members,
+                epochs,
+                databases,
+                state.next_database,
+                clients,
+                state.horizon,
+                state.highest_op_id,
+                position,
+            ) = dumped
+            state.members = {number: _text(name) for number, name in members.items()}
+            state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
+            for number, name, options in databases:
+                state._database([fx.DATABASE, number, name, options])
+            for client_id, floor, last_op_id, rows in clients:
+                client = ClientRows(floor, last_op_id)
+                for number, where, status, op_id, result in rows:
+                    client.rows[number] = Row(Position(*where), status, op_id, result)
+                    state.rows_bytes += _ROW_BYTES + size_of_result(result)
+                state.rows_bytes += _CLIENT_BYTES
+                state.clients[client_id] = client
+            state.position = None if position is None else Position(*position)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise WireError(f"not a dumped state: {error}") from error
+        return state
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value

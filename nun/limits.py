@@ -1,0 +1,51 @@
+"""Every bound of the system, by name. What is refused beyond one says the name, the bound and what was found.
+
+Sizes are in bytes, times in the unit that the name ends in. A bound that an operator may set carries the same name
+in the `[limits]` table of the configuration; the value here is its default.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# What one request may carry.
+KEY_BYTES_MAX: Final = 4 * KIB
+VALUE_BYTES_MAX: Final = 16 * MIB
+BATCH_BYTES_MAX: Final = 64 * MIB
+BATCH_OPERATIONS_MAX: Final = 100_000
+MESSAGE_BYTES_MAX: Final = BATCH_BYTES_MAX + 4 * MIB  # a full batch and its framing; larger frames end the link
+NAME_BYTES_MAX: Final = 128  # database and user names
+SECRET_BYTES_MAX: Final = 1 * KIB  # tokens and passwords
+PERMISSIONS_BYTES_MAX: Final = 64 * KIB  # one user's permission list
+CLIENT_ID_BYTES_MAX: Final = 64
+KEYS_PAGE_MAX: Final = 10_000  # keys in one answer to `keys`
+KEYS_SCAN_MAX: Final = 200_000  # keys looked at for one answer to `keys`
+
+# What a node holds.
+DATABASES_MAX: Final = 1_000
+VERSION_MAX: Final = 2**31 - 1
+SESSIONS_MAX: Final = 10_000
+WATCHES_PER_SESSION_MAX: Final = 1_000
+WATCHES_MAX: Final = 100_000
+WATCH_CREDIT_BYTES_MAX: Final = 16 * MIB  # what a watcher may ask to be sent unread
+UNREAD_BYTES_MAX: Final = 128 * MIB  # large replies of one session that it has not shown to have read
+RECEIPT_ABOVE_BYTES: Final = 4 * KIB  # replies above this ask for a receipt and count as unread until it comes
+UNREAD_MESSAGES_MAX: Final = 1_000  # messages waiting in one client's pipe (high-water mark, both ways)
+PENDING_BYTES_MAX: Final = 256 * MIB  # entries decided and not yet durable, kept to be sent again
+STATE_COPIES_MAX: Final = 4  # watchers being given the whole state at the same time
+REQUEST_ROWS_BYTES_MAX: Final = 16 * MIB  # what exactly-once remembers of all clients
+REQUEST_ROWS_PER_CLIENT_MAX: Final = 10_000
+SECRET_CHECKS_WAITING_MAX: Final = 256  # scrypt work in the queue
+SECRET_FAILURES_MAX: Final = 10  # wrong passwords or tokens per name before the door closes for a while
+SECRET_FAILURES_WINDOW_S: Final = 30
+
+# How long.
+SESSION_PROBE_S: Final = 10  # an idle session is probed this often; a probe that cannot be routed ends it
+REQUEST_TIMEOUT_S: Final = 10.0  # the client's default
+
+# One turn of a process's loop.
+DRAIN_MESSAGES_MAX: Final = 2_000
+DRAIN_BYTES_MAX: Final = 96 * MIB
+LOG_READ_BYTES_MAX: Final = 1 * MIB  # read from the log for one slow watcher in one turn
+EVENTS_BYTES_MAX: Final = 256 * KIB  # one message of watch events, unless one event alone is larger

@@ -1,0 +1,100 @@
+"""The messages between clients and a node, and between the processes of a node. docs/PROTOCOL.md is the prose of it.
+
+A request is one msgpack array `[kind, token, number, ...]`. `token` is the session's secret from the reply to HELLO (in
+HELLO itself: the protocol version); `number` is the client's own count, contiguous per client id, and with the client
+id it is the request id. A reply is `[status, number, result, position, op_id]` with status 0, or the code of an error
+with result `[message, fields]`. Position is `[reign, node, start, seq]` or nil.
+
+Every write carries `floor`: the client has the answers of all its requests below it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+
+# Client to node ------------------------------------------------------------------------------------------------
+
+HELLO: Final = 1  # [1, protocol, number, client_id, born, user, password]    born: nil or what HELLO gave before
+PING: Final = 2  # [2, token, number, receipt]       any time; number 0 wants no reply
+USE: Final = 3  # [3, token, number, name, user, secret]     user nil: the database's own token
+GET: Final = 4  # [4, token, number, database, key]
+GET_MANY: Final = 5  # [5, token, number, database, keys]
+SET: Final = 6  # [6, token, number, floor, database, key, value, condition]
+REMOVE: Final = 7  # [7, token, number, floor, database, key, condition]
+INCREMENT: Final = 8  # [8, token, number, floor, database, key, delta]
+SET_MANY: Final = 9  # [9, token, number, floor, database, payload]    payload: msgpack bytes of [keys, values]
+BATCH: Final = 10  # [10, token, number, floor, database, atomic, kinds, payload, conditions]
+#   kinds: one byte an operation (the kind of the single request: GET, SET, REMOVE, INCREMENT)
+#   payload: msgpack bytes of [keys, arguments]   argument: value of SET, delta of INCREMENT, else nil
+#   conditions: nil or {index: condition}
+KEYS: Final = 11  # [11, token, number, database, pattern, limit, after]
+WATCH: Final = 12  # [12, token, number, database, scope, key, since, credit]
+CREDIT: Final = 13  # [13, token, 0, watch, bytes]         no reply
+UNWATCH: Final = 14  # [14, token, number, watch]
+BYE: Final = 15  # [15, token, number]
+
+CREATE_DATABASE: Final = 20  # [20, token, number, floor, name, secret, options]
+ALTER_DATABASE: Final = 21  # [21, token, number, floor, name, secret or nil, options]
+DROP_DATABASE: Final = 22  # [22, token, number, floor, name]
+DATABASES: Final = 23  # [23, token, number]
+CREATE_USER: Final = 24  # [24, token, number, floor, database name, user, secret]
+DROP_USER: Final = 25  # [25, token, number, floor, database name, user]
+SET_PERMISSIONS: Final = 26  # [26, token, number, floor, database name, user, text]
+SNAPSHOT: Final = 27  # [27, token, number, names or nil, reclaim]
+STATUS: Final = 28  # [28, token, number]
+
+# A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
+ON_VERSION: Final = 1  # NunDB's rule: accepted when number >= current version; the new version is number + 1
+ON_BASE: Final = 2  # accepted when the current record's op id is number; 0: when the key is absent
+IF_VERSION: Final = 3  # accepted when number = current version; VersionConflict under every strategy
+PLAIN: Final = 0  # always; only to carry `refuse`
+
+# Scope of a watch.
+WATCH_KEY: Final = 1
+WATCH_PREFIX: Final = 2
+WATCH_ALL: Final = 3
+
+# Results: HELLO [token, born, next_number, {"node", "version", "cluster_id", "role"}]; USE [database, {options}];
+# GET record or nil; GET_MANY [record or nil]; SET, REMOVE version; INCREMENT [version, value]; SET_MANY heads (12 bytes
+# a key: what each replaced; see nun/core/effects.py); BATCH [per operation: version | record or nil | [version, value] |
+# [code, message, fields]]; KEYS [[key, ...], after or nil]; WATCH watch number. The i-th operation of a batch has the
+# op id `op_id + i * TICK`. A record is the packed bytes of nun/core/record.py; a tombstone means "absent".
+
+# Node to client, unasked ---------------------------------------------------------------------------------------
+
+PROBE: Final = 200  # [200]                     are you there? no answer needed
+EVENTS: Final = 201  # [201, watch, body]        body: msgpack bytes of [[reign, node, start], [event, ...]]
+#   event: [kind, key, value, version, op_id, seq]; it costs len(body) of the watch's credit
+RECEIPT: Final = 202  # [202, status, number, result, position, op_id, receipt]   a large reply; show `receipt` in PING
+WATCH_ENDED: Final = 203  # [203, watch, code, message, fields]
+
+# Kinds of events.
+EVENT_SET: Final = 1
+EVENT_REMOVED: Final = 2
+EVENT_COMPACTED: Final = 3  # forget what you hold; key and value are nil
+EVENT_CURRENT: Final = 4  # the state has been told; seq is its position
+EVENT_NAMES: Final = {1: "set", 2: "removed", 3: "compacted", 4: "current"}
+
+# Between the processes of a node -------------------------------------------------------------------------------
+# op_stream (network XPUB -> writer SUB): frames of nun/core/effects.py.
+# op_acks (network ROUTER <-> writer DEALER), arrays `[kind, ...]`:
+
+RECOVERED: Final = 100  # writer: [100, cluster_id, node_number, start, last position or nil]   files are ready to read
+SUBSCRIBED: Final = 101  # network: [101, last seq]        the stream reaches the writer, from the entry after this one
+DURABLE: Final = 102  # writer: [102, reign, node, start, seq]
+GAP: Final = 103  # writer: [103, seq]             wants all entries from here on again
+ENTRIES: Final = 104  # network: [104, [frame, ...]]   the answer to GAP
+TAKE_SNAPSHOT: Final = 105  # network: [105, ticket, [database number, ...] or nil, reclaim]
+SNAPSHOT_TAKEN: Final = 106  # writer: [106, ticket, error text or nil, {report}]
+DISK: Final = 107  # writer: [107, full: bool, text]
+ASK_STORAGE: Final = 108  # network: [108, ticket]
+STORAGE: Final = 109  # writer: [109, ticket, {oplog and snapshot state}]
+
+# control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
+CHILD_UP: Final = 120  # child: [120, name, pid]
+CHILD_READY: Final = 121  # child: [121, {fields for the log}]     the network process: clients can be served
+CHILD_FAILED: Final = 122  # child: [122, text, exit status]          a clear reason; then it exits
+STOP: Final = 123  # supervisor: [123]             finish cleanly and exit 0
+SIBLINGS: Final = 124  # supervisor: [124, {name: pid}]

@@ -1,0 +1,1 @@
+"""The bytes on disk: oplog, keys and values files, snapshots, recovery, migration."""
