@@ -33,5 +33,3 @@ def unpack(data: bytes | memoryview) -> Any:
         return _unpackb(data, raw=True, strict_map_key=False, use_list=True)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {type(error).__name__} {error}") from error
-
-

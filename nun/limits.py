@@ -14,7 +14,9 @@ KEY_BYTES_MAX: Final = 4 * KIB
 VALUE_BYTES_MAX: Final = 16 * MIB
 BATCH_BYTES_MAX: Final = 64 * MIB
 BATCH_OPERATIONS_MAX: Final = 100_000
-MESSAGE_BYTES_MAX: Final = BATCH_BYTES_MAX + 4 * MIB  # a full batch and its framing; larger frames end the link
+MESSAGE_BYTES_MAX: Final = (
+    BATCH_BYTES_MAX + 4 * MIB
+)  # a full batch and its framing; larger frames end the link
 NAME_BYTES_MAX: Final = 128  # database and user names
 SECRET_BYTES_MAX: Final = 1 * KIB  # tokens and passwords
 PERMISSIONS_BYTES_MAX: Final = 64 * KIB  # one user's permission list
@@ -29,19 +31,30 @@ SESSIONS_MAX: Final = 10_000
 WATCHES_PER_SESSION_MAX: Final = 1_000
 WATCHES_MAX: Final = 100_000
 WATCH_CREDIT_BYTES_MAX: Final = 16 * MIB  # what a watcher may ask to be sent unread
-UNREAD_BYTES_MAX: Final = 128 * MIB  # large replies of one session that it has not shown to have read
-RECEIPT_ABOVE_BYTES: Final = 4 * KIB  # replies above this ask for a receipt and count as unread until it comes
-UNREAD_MESSAGES_MAX: Final = 1_000  # messages waiting in one client's pipe (high-water mark, both ways)
+UNREAD_BYTES_MAX: Final = (
+    128 * MIB
+)  # large replies of one session that it has not shown to have read
+RECEIPT_ABOVE_BYTES: Final = (
+    4 * KIB
+)  # replies above this ask for a receipt and count as unread until it comes
+UNREAD_MESSAGES_MAX: Final = (
+    1_000  # messages waiting in one client's pipe (high-water mark, both ways)
+)
 PENDING_BYTES_MAX: Final = 256 * MIB  # entries decided and not yet durable, kept to be sent again
 STATE_COPIES_MAX: Final = 4  # watchers being given the whole state at the same time
 REQUEST_ROWS_BYTES_MAX: Final = 16 * MIB  # what exactly-once remembers of all clients
 REQUEST_ROWS_PER_CLIENT_MAX: Final = 10_000
+EPOCHS_KEPT_MAX: Final = 4_096  # how far back the history of epochs reaches
 SECRET_CHECKS_WAITING_MAX: Final = 256  # scrypt work in the queue
-SECRET_FAILURES_MAX: Final = 10  # wrong passwords or tokens per name before the door closes for a while
+SECRET_FAILURES_MAX: Final = (
+    10  # wrong passwords or tokens per name before the door closes for a while
+)
 SECRET_FAILURES_WINDOW_S: Final = 30
 
 # How long.
-SESSION_PROBE_S: Final = 10  # an idle session is probed this often; a probe that cannot be routed ends it
+SESSION_PROBE_S: Final = (
+    10  # an idle session is probed this often; a probe that cannot be routed ends it
+)
 REQUEST_TIMEOUT_S: Final = 10.0  # the client's default
 
 # One turn of a process's loop.

@@ -24,7 +24,9 @@ GET_MANY: Final = 5  # [5, token, number, database, keys]
 SET: Final = 6  # [6, token, number, floor, database, key, value, condition]
 REMOVE: Final = 7  # [7, token, number, floor, database, key, condition]
 INCREMENT: Final = 8  # [8, token, number, floor, database, key, delta]
-SET_MANY: Final = 9  # [9, token, number, floor, database, payload]    payload: msgpack bytes of [keys, values]
+SET_MANY: Final = (
+    9  # [9, token, number, floor, database, payload]    payload: msgpack bytes of [keys, values]
+)
 BATCH: Final = 10  # [10, token, number, floor, database, atomic, kinds, payload, conditions]
 #   kinds: one byte an operation (the kind of the single request: GET, SET, REMOVE, INCREMENT)
 #   payload: msgpack bytes of [keys, arguments]   argument: value of SET, delta of INCREMENT, else nil
@@ -46,9 +48,13 @@ SNAPSHOT: Final = 27  # [27, token, number, names or nil, reclaim]
 STATUS: Final = 28  # [28, token, number]
 
 # A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
-ON_VERSION: Final = 1  # NunDB's rule: accepted when number >= current version; the new version is number + 1
+ON_VERSION: Final = (
+    1  # NunDB's rule: accepted when number >= current version; the new version is number + 1
+)
 ON_BASE: Final = 2  # accepted when the current record's op id is number; 0: when the key is absent
-IF_VERSION: Final = 3  # accepted when number = current version; VersionConflict under every strategy
+IF_VERSION: Final = (
+    3  # accepted when number = current version; VersionConflict under every strategy
+)
 PLAIN: Final = 0  # always; only to carry `refuse`
 
 # Scope of a watch.
@@ -58,14 +64,16 @@ WATCH_ALL: Final = 3
 
 # Results: HELLO [token, born, next_number, {"node", "version", "cluster_id", "role"}]; USE [database, {options}];
 # GET record or nil; GET_MANY [record or nil]; SET, REMOVE version; INCREMENT [version, value]; SET_MANY heads (12 bytes
-# a key: what each replaced; see nun/core/effects.py); BATCH [per operation: version | record or nil | [version, value] |
+# GET record or nil; GET_MANY [record or nil]; SET, REMOVE version; INCREMENT [version, value]; SET_MANY heads (12 bytes
 # [code, message, fields]]; KEYS [[key, ...], after or nil]; WATCH watch number. The i-th operation of a batch has the
 # op id `op_id + i * TICK`. A record is the packed bytes of nun/core/record.py; a tombstone means "absent".
 
 # Node to client, unasked ---------------------------------------------------------------------------------------
 
 PROBE: Final = 200  # [200]                     are you there? no answer needed
-EVENTS: Final = 201  # [201, watch, body]        body: msgpack bytes of [[reign, node, start], [event, ...]]
+EVENTS: Final = (
+    201  # [201, watch, body]        body: msgpack bytes of [[reign, node, start], [event, ...]]
+)
 #   event: [kind, key, value, version, op_id, seq]; it costs len(body) of the watch's credit
 RECEIPT: Final = 202  # [202, status, number, result, position, op_id, receipt]   a large reply; show `receipt` in PING
 WATCH_ENDED: Final = 203  # [203, watch, code, message, fields]
@@ -94,7 +102,9 @@ STORAGE: Final = 109  # writer: [109, ticket, {oplog and snapshot state}]
 
 # control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
 CHILD_UP: Final = 120  # child: [120, name, pid]
-CHILD_READY: Final = 121  # child: [121, {fields for the log}]     the network process: clients can be served
+CHILD_READY: Final = (
+    121  # child: [121, {fields for the log}]     the network process: clients can be served
+)
 CHILD_FAILED: Final = 122  # child: [122, text, exit status]          a clear reason; then it exits
 STOP: Final = 123  # supervisor: [123]             finish cleanly and exit 0
 SIBLINGS: Final = 124  # supervisor: [124, {name: pid}]

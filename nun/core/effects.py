@@ -4,8 +4,8 @@ An **entry** is the unit of the log, the stream and the ack. Its frame is one ms
 
     [ENTRY, reign, node, start, seq, body]          body: the msgpack bytes of a list of effects
 
-and the same bytes travel on the op stream, lie in the log and are replayed. An **effect** is an array whose first element
-is its kind:
+and the same bytes travel on the op stream, lie in the log and are replayed. An **effect** is an array whose first
+element is its kind:
 
     PUT             [kind, database, op_id, version, replaced, key, value]
     TOMBSTONE       [kind, database, op_id, version, replaced, key]
@@ -14,15 +14,19 @@ is its kind:
     DATABASE        [kind, database, name, {option: value}]               created, or its options changed
     DROP_DATABASE   [kind, database]
     EPOCH           [kind, cluster_id, {node number: name}]               the first effect of every epoch
-    OUTCOME         [kind, client_id, number, floor, status, op_id, result]   what became of one request
+    OUTCOME         [kind, client_id, number, floor, status, op_id, result]  what became of one request
     FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
+    RECORDS         [kind, database, last_op_id, keys, records, replaced] many changes at once: the new packed records
 
 `replaced` is the op id of the record that a write replaced, 0 where the key was absent.
 
-PUTS keeps the cost of a batch per message, not per key: `payload` is the client's own msgpack bytes of `[keys, values]`,
+PUTS keeps the cost of a batch per message, not per key: `payload` is the client's own bytes of `[keys, values]`,
 handed on unchanged; `heads` holds, for each key, the twelve bytes (version, op id) of the record it replaced, zeros
 where the key was absent. The i-th new record has the old version + 1 and op id `first_op_id + i * TICK`. That is as
 absolute as a PUT: applying it twice changes nothing. Its keys are distinct and none of them held a tombstone.
+
+RECORDS is what a mixed batch comes to: keys (one may stand there twice, the later record counts), the records they got
+(nun/core/record.py; live or tombstone), the highest op id among them, and the joined heads of what each replaced.
 
 `result` of an OUTCOME is what the reply carried; True stands for the heads of the PUTS effect just before it.
 """
@@ -50,6 +54,7 @@ DROP_DATABASE: Final = 6
 EPOCH: Final = 7
 OUTCOME: Final = 8
 FORGET: Final = 9
+RECORDS: Final = 10
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -61,6 +66,7 @@ _LENGTHS: Final = {
     EPOCH: 3,
     OUTCOME: 7,
     FORGET: 3,
+    RECORDS: 6,
 }
 
 Effect = Sequence[Any]
@@ -121,9 +127,9 @@ def record_changes(effects: Sequence[Effect]) -> Iterator[RecordChange]:
         if kind == PUTS:
             _, database, first_op_id, heads, payload = effect
             keys, values = keys_and_values(payload)
-            yield RecordChange(
-                database, keys, record.successors(heads, first_op_id, TICK, values)
-            )
+            yield RecordChange(database, keys, record.successors(heads, first_op_id, TICK, values))
+        elif kind == RECORDS:
+            yield RecordChange(effect[1], effect[3], effect[4])
         elif kind == PUT:
             _, database, op_id, version, _, key, value = effect
             yield RecordChange(database, (key,), (record.live(version, op_id, value),))

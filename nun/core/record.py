@@ -24,7 +24,9 @@ from itertools import repeat
 from operator import itemgetter
 from typing import Final
 
-assert sys.byteorder == "little", "records are read by casting memory: only little-endian machines are supported"
+assert sys.byteorder == "little", (
+    "records are read by casting memory: only little-endian machines are supported"
+)
 
 _HEAD = struct.Struct("<IQ")
 HEAD_BYTES: Final = _HEAD.size
@@ -88,9 +90,7 @@ def op_ids_of_heads(joined: bytes) -> list[int]:
     return [low | high << 32 for low, high in zip(words[1::3], words[2::3], strict=True)]
 
 
-def successors(
-    joined: bytes, first_op_id: int, tick: int, values: Sequence[bytes]
-) -> list[bytes]:
+def successors(joined: bytes, first_op_id: int, tick: int, values: Sequence[bytes]) -> list[bytes]:
     """The live records that plain sets of `values` make of the records with these heads.
 
     Each gets the version after the old one's, and the op ids `first_op_id`, `first_op_id + tick`, ...

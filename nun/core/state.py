@@ -1,9 +1,9 @@
 """The part of a node's state that is not records, and how entries change it.
 
 *State* is exactly: records and tombstones (held per database by their owner), and what NodeState holds: the databases
-with their options, the request rows (exactly-once), where each epoch began, member list and cluster id, the highest op id.
-Users, tokens and permissions are records under system keys. The network process decides against this state, recovery
-rebuilds it from the log, and the storage writer folds the log into it at each snapshot: all three by `apply`.
+with their options, the request rows (exactly-once), where each epoch began, member list and cluster id, the highest op
+id. Users, tokens and permissions are records under system keys. The network process decides against this state,
+recovery rebuilds it from the log, and the storage writer folds the log into it at each snapshot: all three by `apply`.
 
 I1  Entries are applied in order of seq without a hole; an epoch only ever goes up.
 I2  A request number below its client's floor has no row; the floor never goes down.
@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from nun.core import effects as fx
 from nun.core.clock import TICK
 from nun.errors import WireError
+from nun.limits import EPOCHS_KEPT_MAX
 from nun.position import Epoch, Position
 
 _ROW_BYTES: Final = 160  # what a row costs beside its result, about
@@ -81,6 +82,7 @@ class NodeState:
         self.horizon = 0  # op id: a client born at or before it may have been forgotten
         self.highest_op_id = 0
         self.position: Position | None = None
+        self._heads = b""  # of the PUTS effect taken last: what an OUTCOME with result True means
 
     # Reading
 
@@ -120,29 +122,36 @@ class NodeState:
         if position.seq != last + 1 or (self.position and position < self.position):
             raise WireError(f"entry {position} does not follow {self.position}")
         if not self.epochs or self.epochs[-1][0] != position.epoch:
-            self.epochs.append((position.epoch, position.seq))
-        heads = b""
+            began = entry[0] if entry else None
+            if began is None or began[0] != fx.EPOCH:
+                raise WireError(f"entry {position} begins an epoch and does not say so")
         for effect in entry:
-            kind = effect[0]
-            if kind == fx.PUTS:
-                heads = effect[3]
-                self._observe(effect[2] + TICK * max(len(heads) // 12 - 1, 0))
-            elif kind in (fx.PUT, fx.TOMBSTONE):
-                self._observe(effect[2])
-            elif kind == fx.OUTCOME:
-                self.note_outcome(position, effect, heads)
-            elif kind == fx.DATABASE:
-                self._database(effect)
-            elif kind == fx.DROP_DATABASE:
-                self.databases.pop(effect[1], None)
-            elif kind == fx.EPOCH:
-                self.cluster_id = effect[1]
-                self.members = {number: _text(name) for number, name in effect[2].items()}
-            elif kind == fx.FORGET:
-                self.forget(effect[1], effect[2])
+            self.take(position, effect)
         self.position = position
 
-    def note_outcome(self, position: Position, effect: fx.Effect, heads: bytes) -> None:
+    def take(self, position: Position, effect: fx.Effect) -> None:
+        """Takes in one effect of the entry at `position`; `apply` does so for all of an entry."""
+        kind = effect[0]
+        if kind == fx.PUTS:
+            self._heads = effect[3]
+            self._observe(effect[2] + TICK * max(len(self._heads) // 12 - 1, 0))
+        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS):
+            self._observe(effect[2])
+        elif kind == fx.OUTCOME:
+            self._outcome(position, effect)
+        elif kind == fx.DATABASE:
+            self._database(effect)
+        elif kind == fx.DROP_DATABASE:
+            self.databases.pop(effect[1], None)
+        elif kind == fx.EPOCH:
+            self.cluster_id = effect[1]
+            self.members = {number: _text(name) for number, name in effect[2].items()}
+            self.epochs.append((position.epoch, position.seq))
+            del self.epochs[:-EPOCHS_KEPT_MAX]
+        elif kind == fx.FORGET:
+            self.forget(effect[1], effect[2])
+
+    def _outcome(self, position: Position, effect: fx.Effect) -> None:
         """Remembers what became of a request and drops the rows that its client is done with."""
         _, client_id, number, floor, status, op_id, result = effect
         client = self.clients.get(client_id)
@@ -153,7 +162,7 @@ class NodeState:
             client.floor = floor
             if client.rows:
                 self._drop_rows(client, floor)
-        result = heads if result is True else result
+        result = self._heads if result is True else result
         if number >= client.floor:
             client.rows[number] = Row(position, status, op_id, result)
             self.rows_bytes += _ROW_BYTES + size_of_result(result)

@@ -1,0 +1,173 @@
+"""The records of one database in memory, and their keys in order.
+
+A Table is owned by the network process. Its keys and records are packed `bytes`; the sorted list of keys that `keys`
+needs is made when it is first asked for and then kept up by merging what was added since.
+
+I1  `live` counts the keys that have a value, `bytes` the lengths of all records and keys.
+I2  `tombstones` holds exactly the keys whose record is a tombstone, oldest first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from nun.core import record
+from nun.core.record import ABSENT
+
+_MERGE_ABOVE: Final = 2_000
+
+
+class Pattern:
+    """NunDB's patterns: `prefix*`, `*suffix`, else a substring; an empty one matches all."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.prefix: bytes | None = None
+        self.suffix: bytes | None = None
+        if text.endswith(b"*"):
+            self.prefix = text.replace(b"*", b"")
+        elif text.startswith(b"*"):
+            self.suffix = text.replace(b"*", b"")
+
+    def matches(self, key: bytes) -> bool:
+        if self.prefix is not None:
+            return key.startswith(self.prefix)
+        if self.suffix is not None:
+            return key.endswith(self.suffix)
+        return self.text in key
+
+
+class Table:
+    """Keys, records and counts of one database."""
+
+    def __init__(self, records: dict[bytes, bytes] | None = None) -> None:
+        self.records: dict[bytes, bytes] = {} if records is None else records
+        self.tombstones: dict[bytes, int] = {}
+        self.live = 0
+        self.bytes = 0
+        self._sorted: list[bytes] | None = None
+        self._added: list[bytes] = []
+        self._gone = 0
+        if self.records:
+            self._count()
+
+    def _count(self) -> None:
+        removed = [
+            (record.op_id_of(packed), key)
+            for key, packed in self.records.items()
+            if packed[3] >= 0x80
+        ]
+        self.tombstones = {key: op_id for op_id, key in sorted(removed)}
+        self.live = len(self.records) - len(self.tombstones)
+        self.bytes = sum(map(len, self.records)) + sum(map(len, self.records.values()))
+
+    # Changing
+
+    def put_many(self, keys: Sequence[bytes], new: Sequence[bytes], old: Sequence[bytes]) -> None:
+        """Stores live records for distinct keys of which none holds a tombstone; `old` is what they replace."""
+        records = self.records
+        before = len(records)
+        records.update(zip(keys, new, strict=True))
+        self.bytes += sum(map(len, new)) - sum(map(len, old))
+        added = len(records) - before
+        if added:
+            self.live += added
+            fresh = [key for key, was in zip(keys, old, strict=True) if was is ABSENT]
+            self.bytes += sum(map(len, fresh)) + len(ABSENT) * added
+            if self._sorted is not None:
+                self._added += fresh
+
+    def replace(self, key: bytes, new: bytes | None) -> bytes | None:
+        """Stores one record (None drops the key) and returns what it replaced."""
+        records = self.records
+        old = records.get(key)
+        if new is None:
+            if old is None:
+                return None
+            del records[key]
+            self._gone += 1
+            self.bytes -= len(key) + len(old)
+            self._uncount(key, old)
+            return old
+        records[key] = new
+        if old is None:
+            self.bytes += len(key) + len(new)
+            if self._sorted is not None:
+                self._added.append(key)
+        else:
+            self.bytes += len(new) - len(old)
+            self._uncount(key, old)
+        if new[3] >= 0x80:
+            self.tombstones[key] = record.op_id_of(new)
+        else:
+            self.live += 1
+        return old
+
+    def _uncount(self, key: bytes, old: bytes) -> None:
+        if old[3] >= 0x80:
+            self.tombstones.pop(key, None)
+        else:
+            self.live -= 1
+
+    # Reading
+
+    def ordered(self, after: bytes | None, prefix: bytes) -> Iterator[bytes]:
+        """Keys that begin with `prefix`, in byte order, beyond `after`; some may be tombstones or gone."""
+        base, added = self._ordered_parts()
+        if after is None or after < prefix:
+            starts = bisect_left(base, prefix), bisect_left(added, prefix)
+        else:
+            starts = bisect_right(base, after), bisect_right(added, after)
+        for key in _merged(base, starts[0], added, starts[1]):
+            if not key.startswith(prefix):
+                return
+            yield key
+
+    def _ordered_parts(self) -> tuple[list[bytes], list[bytes]]:
+        if self._sorted is None or self._gone > len(self.records):
+            self._sorted = sorted(self.records)
+            self._added = []
+            self._gone = 0
+        if len(self._added) > _MERGE_ABOVE:
+            self._sorted = sorted(
+                {*self._sorted, *self._added} if self._gone else self._sorted + self._added
+            )
+            self._added = []
+        else:
+            self._added.sort()
+        return self._sorted, self._added
+
+    def page(
+        self, pattern: Pattern, after: bytes | None, limit: int, scan_max: int
+    ) -> tuple[list[bytes], bytes | None]:
+        """Up to `limit` live keys that match, and the key to go on after when there may be more.
+
+        Looks at no more than `scan_max` keys, so a page may be short, even empty, and still not be the last.
+        """
+        found: list[bytes] = []
+        records = self.records
+        previous = None
+        for scanned, key in enumerate(self.ordered(after, pattern.prefix or b"")):
+            if len(found) == limit or scanned == scan_max:
+                return found, previous
+            if key != previous and pattern.matches(key):
+                packed = records.get(key)
+                if packed is not None and packed[3] < 0x80:
+                    found.append(key)
+            previous = key
+        return found, None
+
+
+def _merged(base: list[bytes], i: int, added: list[bytes], j: int) -> Iterator[bytes]:
+    """Two sorted lists from the given indexes on, as one."""
+    while j < len(added):
+        until = bisect_right(base, added[j], i)
+        yield from base[i:until]
+        i = until
+        yield added[j]
+        j += 1
+    while i < len(base):
+        yield from base[i : i + 1_000]
+        i += 1_000
