@@ -113,22 +113,21 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def measure(row: int, place: Path | None, plan: Plan) -> list[Line | Failure]:
-    """All lines of one row; what fails says so in place of the lines that are missing."""
+def measure(row: int, place: Path | None, plan: Plan, results: list[Line | Failure]) -> None:
+    """Adds all lines of one row; what fails says so in place of the lines that are missing."""
     group, name = ROWS[row]
     print(f"bench: row {row}, {name.replace('_', ' ')} ...", file=sys.stderr)
-    measured: list[Line | Failure] = []
     try:
         function: Row = getattr(importlib.import_module(f"bench.{group}"), name)
         with Peers(place) as peers:
-            measured.extend(function(peers, plan))
+            for line in function(peers, plan):
+                results.append(line)
     except Unavailable as error:
         print(f"bench: ROW {row} SKIPPED: {error}", file=sys.stderr)
-        measured.append(Failure(row, str(error)))
+        results.append(Failure(row, str(error)))
     except Exception as error:  # one row's failure is no reason to lose the others
         traceback.print_exc()
-        measured.append(Failure(row, f"{type(error).__name__}: {error}"))
-    return measured
+        results.append(Failure(row, f"{type(error).__name__}: {error}"))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -155,7 +154,7 @@ def main(given: Sequence[str] | None = None) -> int:
     interrupted = False
     try:
         for row in options.rows:
-            results += measure(row, options.dir, plan)
+            measure(row, options.dir, plan, results)
     except KeyboardInterrupt:
         interrupted = True
         print("bench: interrupted; what was measured so far:", file=sys.stderr)

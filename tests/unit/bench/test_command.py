@@ -57,8 +57,12 @@ def test_a_row_that_fails_half_way_keeps_its_lines_and_says_why(
     fake.__dict__.update(half=half, broken=broken)
     monkeypatch.setitem(sys.modules, "bench.fake", fake)
     monkeypatch.setattr(command, "ROWS", {1: ("fake", "half"), 2: ("fake", "broken")})
-    first, why = command.measure(1, tmp_path, Plan())
-    assert isinstance(first, Line)
-    assert why == Failure(1, "no redis-server")
-    assert command.measure(2, tmp_path, Plan()) == [Failure(2, "ValueError: wrong")]
+    results: list[Line | Failure] = []
+    command.measure(1, tmp_path, Plan(), results)
+    command.measure(2, tmp_path, Plan(), results)
+    assert results == [
+        Line(1, "first", "ms", Series((1.0,))),
+        Failure(1, "no redis-server"),
+        Failure(2, "ValueError: wrong"),
+    ]
     assert list(tmp_path.iterdir()) == []
