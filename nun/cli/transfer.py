@@ -1,0 +1,423 @@
+"""`nun import` and `nun export`: files, progress bars and journals around the importer and the exporter."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import click
+
+from nun.cli.exporting import Exporter
+from nun.cli.importing import Importer, Pace
+from nun.cli.journal import Journal, Progress, identity_of
+from nun.cli.output import bytes_text, duration_text, say_json, warn
+from nun.cli.records import FORMATS, JSON_LINES, Flaw, Layout, Writer, format_of, read_records
+from nun.cli.settings import Settings, with_settings
+from nun.errors import NunError
+from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX
+
+_SAVE_EVERY_S: Final = 0.5
+_STANDARD: Final = "-"
+
+
+def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option(
+                "--format",
+                "format_",
+                type=click.Choice(FORMATS),
+                help="Instead of what the file's extension says.",
+            ),
+            click.option(
+                "--header/--no-header",
+                default=True,
+                help="CSV and TSV: whether the first line names the columns.",
+            ),
+            click.option(
+                "--key-column",
+                default="",
+                metavar="NAME",
+                help="CSV and TSV: column of the keys, by name or number [key, or the first].",
+            ),
+            click.option(
+                "--value-column",
+                default="",
+                metavar="NAME",
+                help="CSV and TSV: column of the values [value, or the second].",
+            ),
+            click.option(
+                "--journal",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="PATH",
+                help="Where progress is kept [FILE.nun-progress].",
+            ),
+            click.option(
+                "--retry-for",
+                type=click.FloatRange(min=0),
+                default=60.0,
+                metavar="SECONDS",
+                show_default=True,
+                help="How long to wait for a node that is away or overloaded.",
+            ),
+            click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("import", short_help="Load JSON lines, CSV or TSV; restartable.")
+@click.argument(
+    "file", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False)
+)
+@_file_options
+@click.option(
+    "--skip-bad", is_flag=True, help="Tell bad records and go on; the exit status is 1 then."
+)
+@click.option("--restart", is_flag=True, help="Begin at the start, whatever the journal says.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, BATCH_OPERATIONS_MAX),
+    default=1_000,
+    show_default=True,
+    help="Records in one request.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Requests on their way at the same time.",
+)
+@with_settings
+def import_(settings: Settings, file: Path, **given: Any) -> int:
+    """Set every record of FILE (`-`: standard input) in the database.
+
+    JSON lines look like {"key": "name", "value": "mary"}; a value that is not text is stored as its JSON text. How far
+    the node has acknowledged is kept in a journal beside the file: an import that was cut short goes on from there when
+    it is called again, and survives a restart of the node by itself.
+    """  # fmt: skip
+    layout = _layout(file, given)
+    standard = str(file) == _STANDARD
+    readable_again = not standard and file.is_file()
+    if not readable_again and given["journal"]:
+        raise click.UsageError("--journal: a pipe cannot be read again from the middle")
+    journal = None
+    if readable_again:
+        subject = {
+            "input": identity_of(file),
+            "database": settings.database_name(),
+            "servers": list(settings.servers),
+            "layout": [layout.format, layout.header, layout.key_column, layout.value_column],
+        }
+        journal = Journal(given["journal"] or _beside(file), subject)
+    progress = _resume(journal, restart=given["restart"])
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if standard else stack.enter_context(file.open("rb"))
+        total = file.stat().st_size if readable_again else None
+        meter = stack.enter_context(_Meter("import", settings, given["quiet"], total, progress))
+        keeper = _Keeper(journal, meter)
+        pace = Pace(
+            batch_records=given["batch"],
+            batch_bytes=min(1024 * 1024, BATCH_BYTES_MAX),
+            in_flight=given["in_flight"],
+            retry_for_s=given["retry_for"],
+        )
+        try:
+            done = asyncio.run(
+                _import(settings, source, layout, progress, pace, given["skip_bad"], keeper)
+            )
+        except (NunError, KeyboardInterrupt):
+            keeper.save()
+            if journal is not None and keeper.last.offset:
+                meter.note(f"stopped after {keeper.last.records:,} records; call again to go on")
+            raise
+    if journal is not None:
+        journal.discard()
+    meter.summary(done)
+    return 1 if done.bad else 0
+
+
+async def _import(
+    settings: Settings,
+    source: BinaryIO,
+    layout: Layout,
+    progress: Progress,
+    pace: Pace,
+    skip_bad: bool,
+    keeper: _Keeper,
+) -> Progress:
+    rows = read_records(source, layout, progress.offset, progress.line)
+    async with settings.async_client() as client:
+        database = client.database(**settings.database_arguments())
+        importer = Importer(
+            database.set_many,
+            rows,
+            progress,
+            pace=pace,
+            skip_bad=skip_bad,
+            tell_bad=keeper.meter.flaw,
+            tell_progress=keeper.move,
+            tell_waiting=keeper.meter.waiting,
+        )
+        return await importer.run()
+
+
+@click.command(short_help="Write a database as JSON lines, CSV or TSV.")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False))
+@_file_options
+@click.option(
+    "--pattern",
+    default="",
+    metavar="PATTERN",
+    help="Only keys of this pattern: prefix*, *suffix or a part.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an export that was cut short.")
+@with_settings
+def export(settings: Settings, file: Path, **given: Any) -> int:
+    """Write all records of the database to FILE (`-`: standard output), sorted by key.
+
+    The records are written to FILE.part, which becomes FILE when it is whole. Values that are not UTF-8 stand as
+    "value_base64" in JSON lines; CSV and TSV cannot hold them.
+    """  # fmt: skip
+    layout = _layout(file, given)
+    standard = str(file) == _STANDARD
+    if standard and (given["journal"] or given["resume"]):
+        raise click.UsageError("--journal and --resume: standard output cannot be gone on with")
+    journal = None
+    if not standard:
+        subject = {
+            "output": file.name,
+            "database": settings.database_name(),
+            "servers": list(settings.servers),
+            "pattern": given["pattern"],
+            "layout": [layout.format, layout.header, layout.key_column, layout.value_column],
+        }
+        journal = Journal(given["journal"] or _beside(file), subject)
+    part = file.with_name(file.name + ".part")
+    resuming = given["resume"] and part.exists()
+    progress = _resume(journal, restart=not resuming)
+    with contextlib.ExitStack() as stack:
+        try:
+            target = sys.stdout.buffer if standard else stack.enter_context(_part(part, progress))
+        except OSError as error:
+            raise click.UsageError(f"{part} cannot be written: {error.strerror}") from error
+        meter = stack.enter_context(_Meter("export", settings, given["quiet"], None, progress))
+        keeper = _Keeper(journal, meter, target)
+        try:
+            done = asyncio.run(_export(settings, target, layout, progress, given, keeper))
+        except (NunError, KeyboardInterrupt):
+            keeper.save()
+            if journal is not None and keeper.last.records:
+                meter.note(f"stopped after {keeper.last.records:,} records; --resume goes on")
+            raise
+        target.flush()
+        if not standard:
+            os.fsync(target.fileno())
+    if journal is not None:
+        os.replace(part, file)
+        journal.discard()
+    meter.summary(done)
+    return 0
+
+
+async def _export(
+    settings: Settings,
+    target: BinaryIO,
+    layout: Layout,
+    progress: Progress,
+    given: dict[str, Any],
+    keeper: _Keeper,
+) -> Progress:
+    writer = Writer(layout)
+    offset, records = progress.offset, progress.records
+    if not offset:
+        offset += target.write(writer.head())
+    after = bytes.fromhex(progress.last_key) or None
+    async with settings.async_client() as client:
+        database = client.database(**settings.database_arguments())
+        exporter = Exporter(
+            database, retry_for_s=given["retry_for"], tell_waiting=keeper.meter.waiting
+        )
+        async for page in exporter.pages(given["pattern"], after):
+            offset += target.write(writer.rows(page))
+            records += len(page)
+            progress = Progress(offset=offset, records=records, last_key=page[-1][0].hex())
+            keeper.move(progress)
+    return progress
+
+
+def _layout(file: Path, given: dict[str, Any]) -> Layout:
+    format_ = given["format_"] or format_of(file.name)
+    if format_ is None:
+        if str(file) != _STANDARD:
+            raise click.UsageError(
+                f"{file.name}: the extension names no format; say --format {'|'.join(FORMATS)}"
+            )
+        format_ = JSON_LINES
+    return Layout(format_, given["header"], given["key_column"], given["value_column"])
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name + ".nun-progress")
+
+
+def _resume(journal: Journal | None, *, restart: bool) -> Progress:
+    if journal is None or restart:
+        return Progress()
+    found, problem = journal.load()
+    if problem:
+        warn(f"beginning at the start: {problem}")
+    return found or Progress()
+
+
+@contextlib.contextmanager
+def _part(path: Path, progress: Progress) -> Iterator[BinaryIO]:
+    """The unfinished output, cut back to what the journal knows of."""
+    with path.open("r+b" if progress.offset else "wb") as file:
+        if os.fstat(file.fileno()).st_size < progress.offset:
+            raise click.UsageError(
+                f"{path} is shorter than its journal says; export without --resume"
+            )
+        file.truncate(progress.offset)
+        file.seek(progress.offset)
+        yield file
+
+
+class _Keeper:
+    """Writes the journal, seldom enough to cost nothing; never ahead of what an output file holds."""
+
+    def __init__(
+        self, journal: Journal | None, meter: _Meter, target: BinaryIO | None = None
+    ) -> None:
+        self.meter = meter
+        self.last = meter.progress
+        self._journal = journal
+        self._target = target
+        self._saved_at = time.monotonic()
+
+    def move(self, progress: Progress) -> None:
+        self.last = progress
+        self.meter.move(progress)
+        if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        if self._journal is None or not self.last.offset:
+            return
+        if self._target is not None:
+            self._target.flush()
+            os.fsync(self._target.fileno())
+        self._journal.save(self.last)
+        self._saved_at = time.monotonic()
+
+
+class _Meter(contextlib.AbstractContextManager["_Meter"]):
+    """What the user sees: a bar on a terminal, bad records, why it waits, and a line at the end."""
+
+    def __init__(
+        self, what: str, settings: Settings, quiet: bool, total: int | None, progress: Progress
+    ) -> None:
+        self.progress = progress
+        self._what = what
+        self._json = settings.json
+        self._quiet = quiet
+        self._total = total
+        self._began = progress
+        self._began_at = time.monotonic()
+        self._waiting = False
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Meter:
+        if not (self._quiet or self._json) and sys.stderr.isatty():
+            self._show_bar()
+        if self._began.records and not self._quiet:
+            self.note(f"going on after {self._began.records:,} records")
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns: list[Any] = [TextColumn(self._what), BarColumn()]
+        if self._total is not None:
+            columns += [DownloadColumn(binary_units=True), TextColumn("{task.fields[rate]}")]
+            columns += [TextColumn("eta"), TimeRemainingColumn()]
+        else:
+            columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(
+            self._what, total=self._total, completed=self._began.offset, rate=""
+        )
+
+    def move(self, progress: Progress) -> None:
+        self.progress = progress
+        if self._waiting:
+            self._waiting = False
+            self.note("the node is back")
+        if self._bar is not None:
+            rate = f"{progress.records:,} records, {self._rate():,.0f}/s"
+            self._bar.update(self._task, completed=progress.offset, rate=rate)
+
+    def _rate(self) -> float:
+        took = max(time.monotonic() - self._began_at, 1e-9)
+        return (self.progress.records - self._began.records) / took
+
+    def flaw(self, flaw: Flaw) -> None:
+        self.note(f"line {flaw.line}: {flaw.reason}")
+
+    def waiting(self, error: NunError, seconds: float) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self.note(f"waiting up to {seconds:.0f} s for the node: {error}")
+
+    def note(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(f"nun: {line}", markup=False, highlight=False)
+        else:
+            warn(line)
+
+    def summary(self, done: Progress) -> None:
+        took = time.monotonic() - self._began_at
+        if self._json:
+            shown = {
+                "records": done.records,
+                "bad": done.bad,
+                "bytes": done.offset,
+                "resumed_after": self._began.records,
+                "seconds": round(took, 3),
+            }
+            if self._what == "import":
+                say_json(shown)
+            return
+        if self._quiet:
+            return
+        now = done.records - self._began.records
+        line = f"{now:,} records ({bytes_text(done.offset - self._began.offset)}) in {duration_text(took)}"
+        line += f", {now / max(took, 1e-9):,.0f} records/s"
+        if self._began.records:
+            line += f"; {done.records:,} in all"
+        if done.bad:
+            line += f"; {done.bad:,} bad records left out"
+        warn(f"{self._what}ed {line}")
