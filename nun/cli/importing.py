@@ -32,7 +32,6 @@ from nun.errors import (
 
 _PASSING: Final = (ConnectionLost, UnknownOutcome, Overloaded, ReadOnly)
 _HOPELESS: Final = (AuthError, NoSuchDatabase, DatabaseExists)
-_FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 2.0
 
 Send = Callable[[Mapping[bytes, bytes]], Awaitable[object]]
@@ -63,6 +62,7 @@ class Pace:
     batch_bytes: int = 1024 * 1024
     in_flight: int = 4
     retry_for_s: float = 60.0
+    first_wait_s: float = 0.1
 
 
 class Importer:
@@ -232,7 +232,7 @@ class Importer:
         """Tries again while the node is away or overloaded, for as long as it was told to."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._pace.retry_for_s
-        wait = _FIRST_WAIT_S
+        wait = self._pace.first_wait_s
         while isinstance(error, _PASSING):
             if loop.time() + wait > give_up_at:
                 raise error

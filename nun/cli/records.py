@@ -298,9 +298,14 @@ class Writer:
 
     def _delimited(self, rows: Iterable[tuple[str, str]]) -> bytes:
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=_DELIMITERS[self._layout.format], lineterminator="\n").writerows(
-            rows
-        )
+        delimiter = _DELIMITERS[self._layout.format]
+        where_needed = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        always = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:
+            # Two things that must be quoted and that csv does not see: a bare carriage return, and what a reader
+            # would take for a byte order mark.
+            odd = "\r" in row[0] or "\r" in row[1] or row[0].startswith("\ufeff")
+            (always if odd else where_needed).writerow(row)
         return text.getvalue().encode()
 
 
