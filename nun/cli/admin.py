@@ -88,33 +88,33 @@ def _cell(name: str, value: Any) -> str:
 
 
 @click.command("create-user")
-@click.argument("user")
+@click.argument("name", metavar="USER")
 @click.argument("secret", metavar="TOKEN")
 @with_settings
-def create_user(settings: Settings, user: str, secret: str) -> None:
+def create_user(settings: Settings, name: str, secret: str) -> None:
     """Create USER of the database -d, who selects it with TOKEN. Without permissions a user may do nothing."""
     database = settings.database_name()
     with settings.client() as client:
-        client.create_user(database, user, secret)
-    _done(settings, f"created user {user} of {database}")
+        client.create_user(database, name, secret)
+    _done(settings, f"created user {name} of {database}")
 
 
 @click.command("drop-user")
-@click.argument("user")
+@click.argument("name", metavar="USER")
 @with_settings
-def drop_user(settings: Settings, user: str) -> None:
+def drop_user(settings: Settings, name: str) -> None:
     """Drop USER of the database -d."""
     database = settings.database_name()
     with settings.client() as client:
-        client.drop_user(database, user)
-    _done(settings, f"dropped user {user} of {database}")
+        client.drop_user(database, name)
+    _done(settings, f"dropped user {name} of {database}")
 
 
 @click.command("set-permissions")
-@click.argument("user")
+@click.argument("name", metavar="USER")
 @click.argument("permissions")
 @with_settings
-def set_permissions(settings: Settings, user: str, permissions: str) -> None:
+def set_permissions(settings: Settings, name: str, permissions: str) -> None:
     """Say what USER of the database -d may do: 'rw user:*,name|r *'.
 
     Letters: r read, w write, i increment, x remove, a arbitrate. Then patterns of keys, separated by commas; the next
@@ -122,8 +122,8 @@ def set_permissions(settings: Settings, user: str, permissions: str) -> None:
     """  # fmt: skip
     database = settings.database_name()
     with settings.client() as client:
-        client.set_permissions(database, user, permissions)
-    _done(settings, f"user {user} of {database} may: {permissions}")
+        client.set_permissions(database, name, permissions)
+    _done(settings, f"user {name} of {database} may: {permissions}")
 
 
 @click.command()

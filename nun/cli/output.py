@@ -65,8 +65,10 @@ def record(entry: Any) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name in ("kind", "key", "value", "version", "op_id", "in_conflict", "position", "status"):
         found = getattr(entry, name, None)
-        if name in ("key", "value") and hasattr(entry, name):
-            shown.update(field(name, found) if isinstance(found, (str, bytes)) else {name: found})
+        if isinstance(found, (str, bytes)) and name in ("key", "value"):
+            shown.update(field(name, found))
+        elif name in ("key", "value") and "kind" in shown:
+            shown[name] = None
         elif found is not None:
             shown[name] = plain(found)
     return shown
@@ -107,8 +109,7 @@ def describe(error: NunError) -> dict[str, Any]:
     """An error as JSON shows it."""
     shown: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
     if isinstance(error, RequestError):
-        shown["code"] = error.code
-        shown.update(plain(error.fields))
+        shown.update({"code": error.code, "fields": plain(error.fields)})
     elif isinstance(error, UnknownOutcome):
         shown["reason"] = error.reason
     elif isinstance(error, ConfigError):

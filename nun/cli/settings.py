@@ -18,7 +18,7 @@ from nun.limits import REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
     import nun
-    from nun.client.client import Database
+    from nun.client.sync import Database
 
 DEFAULT_SERVER: Final = "tcp://127.0.0.1:5701"
 
@@ -91,7 +91,11 @@ class Settings:
         }
 
     def database_arguments(self) -> dict[str, Any]:
-        """Name, user and token of the database. Raises click.UsageError when none is named."""
+        """Name, user and token of the database. Raises click.UsageError that says what is missing."""
+        if self.token is None and self.admin_user is None:
+            raise click.UsageError(
+                "the database wants its token (-t or NUN_TOKEN), or an administrator (--user and --password)"
+            )
         return {"name": self.database_name(), "user": self.database_user, "token": self.token}
 
     def database_name(self) -> str:

@@ -155,7 +155,9 @@ async def _import(
     keeper: _Keeper,
 ) -> Progress:
     rows = read_records(source, layout, progress.offset, progress.line)
-    async with settings.async_client() as client:
+    # Not `async with`, which would want an answer at once: the importer waits for a node that is away.
+    client = settings.async_client()
+    try:
         database = client.database(**settings.database_arguments())
         importer = Importer(
             database.set_many,
@@ -168,6 +170,8 @@ async def _import(
             tell_waiting=keeper.meter.waiting,
         )
         return await importer.run()
+    finally:
+        await client.close()
 
 
 @click.command(short_help="Write a database as JSON lines, CSV or TSV.")
@@ -241,7 +245,8 @@ async def _export(
     if not offset:
         offset += target.write(writer.head())
     after = bytes.fromhex(progress.last_key) or None
-    async with settings.async_client() as client:
+    client = settings.async_client()
+    try:
         database = client.database(**settings.database_arguments())
         exporter = Exporter(
             database, retry_for_s=given["retry_for"], tell_waiting=keeper.meter.waiting
@@ -251,6 +256,8 @@ async def _export(
             records += len(page)
             progress = Progress(offset=offset, records=records, last_key=page[-1][0].hex())
             keeper.move(progress)
+    finally:
+        await client.close()
     return progress
 
 
