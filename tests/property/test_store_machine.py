@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import record
-from nun.core.clock import TICK
+from nun.core.clock import TICK, unix_ms_of
 from nun.core.keyspace import Pattern
 from nun.core.state import NodeState
 from nun.errors import BadRequest, BatchRefused, NotANumber, OutcomeExpired, VersionConflict
@@ -280,7 +280,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model = after
         if writes and reply.op_id:
             self.stamped(reply.op_id)
-            self.last_op_id = reply.op_id + (len(writes) - 1) * TICK
+            self.last_op_id = max([reply.op_id, *(held.op_id for held in self.model.values())])
         self.remember(client, request, reply, reads)
 
     # Reads
@@ -389,8 +389,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.driver.tick(seconds)
         self.driver.sync()
 
+    @rule(seconds=st.sampled_from([-5, -300, 10]))
+    def the_wall_clock_jumps(self, seconds: int) -> None:
+        """Op ids go up all the same, after a restart too."""
+        self.driver.unix_ms += seconds * 1000
+
     @rule()
     def tombstones_grow_old(self) -> None:
+        self.driver.unix_ms = max(self.driver.unix_ms, unix_ms_of(self.last_op_id))
         self.driver.tick(2 * self.driver.settings.tombstone_retention_s)
         self.driver.sync()
         self.model = {key: held for key, held in self.model.items() if held.value is not None}
