@@ -92,10 +92,13 @@ class Repl:
                     self.do(line)
                 except EOFError:
                     break
+                except click.UsageError as error:
+                    self.status = max(self.status, _REFUSED)
+                    self._error(error.message)
                 except NunError as error:
                     grave = isinstance(error, (UnknownOutcome, ConnectionLost))
                     self.status = max(self.status, _UNKNOWN if grave else _REFUSED)
-                    self._error(error)
+                    self._error(str(error))
                 sys.stdout.flush()
         finally:
             self.close()
@@ -119,9 +122,9 @@ class Repl:
             self._client.close()
         self._client = self._database = None
 
-    def _error(self, error: NunError) -> None:
+    def _error(self, text: str) -> None:
         sys.stdout.flush()
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {text}\n")
         sys.stderr.flush()
 
     @property
@@ -143,11 +146,11 @@ class Repl:
 
     def _use(self, name: str, *secrets: str) -> None:
         user, token = secrets if len(secrets) == 2 else (None, secrets[0] if secrets else None)
-        self._database = self.client.database(name, user=user, token=token)
-        self.database_name = name
-        self._settings = dataclasses.replace(
+        settings = dataclasses.replace(
             self._settings, database=name, database_user=user, token=token
         )
+        self._database = settings.open_database(self.client)
+        self._settings, self.database_name = settings, name
         say("ok")
 
     def _auth(self, user: str, password: str) -> None:

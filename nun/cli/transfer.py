@@ -22,7 +22,7 @@ from nun.cli.settings import Settings, with_settings
 from nun.errors import NunError
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX
 
-_SAVE_EVERY_S: Final = 0.5
+_SAVE_EVERY_S: Final = 0.2
 _STANDARD: Final = "-"
 
 

@@ -348,7 +348,7 @@ class TestRepl:
         status, out, err = self.script(
             nun, monkeypatch,
             "get name", "frobnicate", "set name", "use-db missing t", "use-db shop mary m",
-            "increment x many", "snapshot maybe", "# a comment", "set name mary", "increment name",
+            "use-db shop", "increment x many", "snapshot maybe", "# a comment", "set name mary", "increment name",
         )  # fmt: skip
         assert status == 1
         assert out == ["ok", "ok version 1"]
@@ -357,6 +357,7 @@ class TestRepl:
             "error: unknown command 'frobnicate'; `help` lists them",
             "error: expected: set KEY VALUE",
             "error: there is no database 'missing'",
+            "error: the database wants its token (-t or NUN_TOKEN), or an administrator (--user and --password)",
             "error: N: expected an integer, found 'many'",
             "error: expected true or false (to reclaim space), found 'maybe'",
             "error: b'name' holds no number",
