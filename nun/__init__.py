@@ -1,5 +1,102 @@
-"""Nun: a real-time, replicated key-value database whose first-class citizen is the conflict."""
+"""Nun: a real-time, replicated key-value database whose first-class citizen is the conflict.
 
+The clients are loaded when they are first named: the processes of a node import from here too, and do without them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nun.errors import (
+    AuthError,
+    BadRequest,
+    BatchError,
+    BatchRefused,
+    Compacted,
+    ConfigError,
+    ConnectionLost,
+    DamagedFile,
+    DatabaseExists,
+    DirectoryInUse,
+    FormatTooNew,
+    NodeFault,
+    NoSuchDatabase,
+    NotANumber,
+    NunError,
+    OutcomeExpired,
+    Overloaded,
+    PermissionDenied,
+    ReadOnly,
+    RequestError,
+    SessionUnknown,
+    StorageError,
+    TooLarge,
+    UnknownOutcome,
+    VersionConflict,
+    WireError,
+)
+from nun.position import Position
 from nun.version import VERSION as __version__  # noqa: N811
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from nun.client.aio import AsyncClient
+    from nun.client.results import Entry, Event, Result
+    from nun.client.sync import Client
+
+_LOADED_LATER = {
+    "AsyncClient": "nun.client.aio",
+    "Client": "nun.client.sync",
+    "Entry": "nun.client.results",
+    "Event": "nun.client.results",
+    "Result": "nun.client.results",
+}
+
+__all__ = [
+    "AsyncClient",
+    "AuthError",
+    "BadRequest",
+    "BatchError",
+    "BatchRefused",
+    "Client",
+    "Compacted",
+    "ConfigError",
+    "ConnectionLost",
+    "DamagedFile",
+    "DatabaseExists",
+    "DirectoryInUse",
+    "Entry",
+    "Event",
+    "FormatTooNew",
+    "NoSuchDatabase",
+    "NodeFault",
+    "NotANumber",
+    "NunError",
+    "OutcomeExpired",
+    "Overloaded",
+    "PermissionDenied",
+    "Position",
+    "ReadOnly",
+    "RequestError",
+    "Result",
+    "SessionUnknown",
+    "StorageError",
+    "TooLarge",
+    "UnknownOutcome",
+    "VersionConflict",
+    "WireError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LOADED_LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module 'nun' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

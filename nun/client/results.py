@@ -1,0 +1,285 @@
+"""What the library gives back: entries, results of writes, events; and batches of them that decode when looked at.
+
+A batch's reply stays as the columns that came over the wire. An Entry or Result of it is made when it is asked for:
+making a thousand objects at once would cost more than the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from operator import eq
+from typing import Any, NamedTuple, Self, TypeVar, overload
+
+from nun.client.values import Decoding, is_live
+from nun.core.clock import TICK
+from nun.core.record import HEAD_BYTES, SPECIAL, unpack_head
+from nun.errors import RequestError, from_wire
+from nun.messages import GET, INCREMENT
+from nun.position import Position
+
+
+class Entry:
+    """What a key held when it was read."""
+
+    __slots__ = ("_decoding", "_key", "_record")
+
+    def __init__(self, key: str | bytes, record: bytes, decoding: Decoding) -> None:
+        self._key = key
+        self._record = record
+        self._decoding = decoding
+
+    @property
+    def key(self) -> Any:
+        return shown_key(self._key, self._decoding)
+
+    @property
+    def value(self) -> Any:
+        """The value as `decode` shows it. Raises ValueError when the bytes are not what `decode` says."""
+        return self._decoding.value(self._record[HEAD_BYTES:])
+
+    @property
+    def version(self) -> int:
+        version: int = unpack_head(self._record)[0]
+        return version
+
+    @property
+    def op_id(self) -> int:
+        op_id: int = unpack_head(self._record)[1]
+        return op_id
+
+    @property
+    def in_conflict(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Entry):
+            return NotImplemented
+        return self._record == other._record and _raw_key(self._key) == _raw_key(other._key)
+
+    def __hash__(self) -> int:
+        return hash((_raw_key(self._key), self._record))
+
+    def __repr__(self) -> str:
+        shown = self._record[HEAD_BYTES : HEAD_BYTES + 60]
+        return f"Entry(key={self.key!r}, value={shown!r}, version={self.version})"
+
+
+def _raw_key(key: str | bytes) -> bytes:
+    return key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape")
+
+
+def shown_key(key: str | bytes, decoding: Decoding) -> Any:
+    """A key as `decode` shows keys, whether the caller gave it or the node."""
+    return decoding.key(_raw_key(key)) if isinstance(key, bytes) or decoding.name is None else key
+
+
+class Result:
+    """What became of a write. It can also be awaited, so that both clients share this class."""
+
+    __slots__ = ("_position", "op_id", "value", "version")
+
+    def __init__(self, version: int, op_id: int, position: Any, value: int | None = None) -> None:
+        self.version = version
+        self.op_id = op_id
+        self.value = value  # of an increment: the sum
+        self._position = position
+
+    @property
+    def position(self) -> Position | None:
+        return None if self._position is None else Position(*self._position)
+
+    @property
+    def status(self) -> str:
+        return "committed"
+
+    def wait(self, level: str | int | None = None, timeout: float | None = None) -> Self:  # noqa: ARG002
+        """Returns at once: a committed write is durable at the only node there is."""
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self
+        yield
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Result):
+            return NotImplemented
+        return (self.version, self.op_id, self.position, self.value) == (
+            other.version,
+            other.op_id,
+            other.position,
+            other.value,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.version, self.op_id))
+
+    def __repr__(self) -> str:
+        value = "" if self.value is None else f", value={self.value}"
+        return (
+            f"Result(version={self.version}, op_id={self.op_id}, position={self.position}{value})"
+        )
+
+
+class Event(NamedTuple):
+    """One change that a watch saw; `kind` is "set", "removed", "compacted" or "current"."""
+
+    kind: str
+    key: Any
+    value: Any
+    version: int
+    op_id: int
+    position: Position
+
+
+class DatabaseInfo(NamedTuple):
+    """A database as an administrator sees it."""
+
+    name: str
+    options: dict[str, Any]
+
+
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T]):
+    """A sequence whose items are made when they are asked for; equal to any sequence of equal items."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def _make(self, index: int) -> T:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._length))]
+        return self._make(range(self._length)[index])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._make, range(self._length))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        more = ", ..." if self._length > 3 else ""
+        return f"[{', '.join(map(repr, self[:3]))}{more}]"
+
+
+class Entries(Lazy["Entry | None"]):
+    """What many keys held: an Entry, or None where there was nothing."""
+
+    def __init__(
+        self, keys: Sequence[Any], records: Sequence[bytes | None], decoding: Decoding
+    ) -> None:
+        super().__init__(len(records))
+        self._keys = keys
+        self._records = records
+        self._decoding = decoding
+
+    def _make(self, index: int) -> Entry | None:
+        record = self._records[index]
+        if record is None or record[3] >= 0x80:
+            return None
+        return Entry(self._keys[index], record, self._decoding)
+
+    def values(self) -> list[Any]:
+        """All values at once, None where there was nothing; the fast way to read a batch."""
+        return self._decoding.values(self._records)
+
+
+class SetResults(Lazy[Result]):
+    """The results of `set_many`: made from the heads of the records that were replaced."""
+
+    def __init__(self, heads: bytes, op_id: int, position: Any) -> None:
+        super().__init__(len(heads) // HEAD_BYTES)
+        self._heads = heads
+        self._op_id = op_id
+        self.position = None if position is None else Position(*position)
+
+    def _make(self, index: int) -> Result:
+        word: int = unpack_head(self._heads, index * HEAD_BYTES)[0]
+        return Result((word & ~SPECIAL) + 1, self._op_id + index * TICK, self.position)
+
+
+class BatchResults(Lazy[Any]):
+    """The results of a pipeline: a Result, an Entry or None, or the RequestError in its place."""
+
+    def __init__(
+        self,
+        kinds: bytes,
+        keys: Sequence[Any],
+        answers: Sequence[Any],
+        op_id: int,
+        position: Any,
+        decoding: Decoding,
+    ) -> None:
+        super().__init__(len(answers))
+        self._kinds = kinds
+        self._keys = keys
+        self._answers = answers
+        self._op_id = op_id
+        self._decoding = decoding
+        self.position = None if position is None else Position(*position)
+
+    def failures(self) -> int:
+        """How many operations failed."""
+        if list not in {*map(type, self._answers)}:
+            return 0
+        return sum(type(answer) is list and len(answer) == 3 for answer in self._answers)
+
+    def _make(self, index: int) -> Any:
+        answer = self._answers[index]
+        kind = self._kinds[index]
+        if type(answer) is list and len(answer) == 3:
+            return error_of(answer[0], answer[1], answer[2], self._decoding)
+        if kind == GET:
+            return Entry(self._keys[index], answer, self._decoding) if is_live(answer) else None
+        op_id = self._op_id + index * TICK
+        if kind == INCREMENT and answer is not None:
+            return Result(answer[0], op_id, self.position, answer[1])
+        # An atomic batch that was refused has answers only where it failed: the rest was not done.
+        return None if answer is None else Result(answer, op_id, self.position)
+
+
+def error_of(code: Any, message: Any, fields: Any, decoding: Decoding) -> RequestError:
+    """The error of a reply, its fields as Python values: `current` an Entry, `key` as `decode` shows keys."""
+    plain = {_text(name): value for name, value in fields.items()}
+    key = plain.get("key")
+    for name, value in plain.items():
+        if name == "current":
+            plain[name] = Entry(key or b"", value, decoding) if is_live(value) else None
+        elif name == "key" and isinstance(value, bytes):
+            plain[name] = decoding.key(value)
+        elif name != "results":
+            plain[name] = plain_text(value)
+    return from_wire(code, _text(message), plain)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def plain_text(value: Any) -> Any:
+    """A reply for people, such as `status`: its texts as str, what is no text as hexadecimal digits."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, list):
+        return [plain_text(item) for item in value]
+    if isinstance(value, dict):
+        return {plain_text(name): plain_text(item) for name, item in value.items()}
+    return value
