@@ -1,0 +1,346 @@
+"""The network process: clients on one side, the op stream and the storage writer's acks on the other.
+
+It moves messages and time; what they mean is decided by nun/core/network.py. Its life:
+
+    wait for RECOVERED  ->  load files and log  ->  see the writer's subscription  ->  publish the epoch's first entry
+    ->  durable: bind the client socket, ready  ->  serve  ->  STOP: answer what is pending, snapshot, exit 0
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import zmq
+
+from actors import sockets
+from actors.child import Child, run_child
+from actors.processes import describe_processes
+from actors.secrets import check_secret, hash_secret
+from nun import messages as m
+from nun.codec import pack, unpack
+from nun.core import effects as fx
+from nun.core.network import NetworkCore, Output, Settings
+from nun.errors import Compacted, StorageError
+from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX
+from nun.position import Epoch
+from storage.disk import RealDisk
+from storage.oplog import LogReader
+from storage.recovery import load
+
+BEAT_S: Final = 0.1
+TICK_S: Final = 1.0
+_SECRET_THREADS: Final = 1
+_FINAL_SNAPSHOT: Final = 0  # the ticket of the snapshot that is taken at a clean stop
+
+
+def _random() -> int:
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Network:
+    """The network process of one node."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.config = child.config
+        self.loop = child.loop
+        self.log = child.log
+        self.stream = sockets.op_stream_publisher(child.context, child.run_dir)
+        self.acks = sockets.op_acks_router(child.context, child.run_dir)
+        self.clients: Any = None
+        self.writer_id: bytes | None = None
+        self.core: NetworkCore | None = None
+        self.reader = LogReader(RealDisk(self.config.node.data_dir))
+        self.secrets = ThreadPoolExecutor(_SECRET_THREADS, thread_name_prefix="scrypt")
+        self.subscribed = False
+        self.begun = False
+        self.serving = False
+        self.stopping = False
+        self.finishing = False
+        self.loop.on_readable(self.acks, self.acks_readable)
+        self.loop.on_readable(self.stream, self.subscriptions_readable)
+        self.loop.every(BEAT_S, self.beat)
+        self.loop.every(TICK_S, self.tick)
+        child.on_stop(self.stop)
+
+    # Starting
+
+    def recovered(self, message: list[Any]) -> None:
+        """The storage writer has the directory in order: load it."""
+        _, cluster_id, node, start, _ = message
+        began = time.monotonic()
+        try:
+            loaded = load(RealDisk(self.config.node.data_dir), self.reader)
+        except StorageError as error:
+            self.child.fail(str(error), 3)
+            return
+        state = loaded.state
+        reign = state.epochs[-1][0].reign if state.epochs else 1
+        limits = self.config.limits
+        settings = Settings(
+            name=self.config.node.name,
+            admin_user=self.config.security.admin_user,
+            admin_password=self.config.security.admin_password,
+            tombstone_retention_s=self.config.storage.tombstone_retention_s,
+            sessions_max=limits.sessions_max,
+            watches_max=limits.watches_max,
+            watches_per_session_max=limits.watches_per_session_max,
+            unread_bytes_max=limits.unread_bytes_max,
+            pending_bytes_max=limits.pending_bytes_max,
+            request_rows_bytes_max=limits.request_rows_bytes_max,
+            databases_max=limits.databases_max,
+        )
+        self.core = NetworkCore(
+            settings,
+            Epoch(reign, node, start),
+            cluster_id,
+            state,
+            loaded.tables,
+            _random,
+            time.monotonic_ns(),
+        )
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self.log.info(
+            "loaded",
+            databases=len(state.databases),
+            keys=sum(table.live for table in self.core.tables.values()),
+            position=None if state.position is None else str(state.position),
+            seconds=round(time.monotonic() - began, 3),
+        )
+        self.join()
+
+    def subscriptions_readable(self) -> bool:
+        """A subscription on the op stream: from here on its subscriber gets what is sent."""
+        worked = False
+        while (frame := sockets.receive_frame(self.stream)) is not None:
+            worked = True
+            self.subscribed = self.subscribed or frame[:1] == b"\x01"
+        self.join()
+        return worked
+
+    def join(self) -> None:
+        """Begins the epoch once there is state to go on from and a writer that listens."""
+        if self.core is None or not self.subscribed or self.begun:
+            return
+        self.begun = True
+        self.to_writer((m.SUBSCRIBED, self.core.stream.last_seq))
+        self.core.begin(_unix_ms())
+        self.perform(self.core.take_output())
+
+    def serve(self) -> None:
+        """The epoch's first entry is durable: let clients in."""
+        self.serving = True
+        network, security = self.config.network, self.config.security
+        try:
+            self.clients = sockets.client_requests(
+                self.child.context,
+                network.listen,
+                security.curve_secret_key,
+            )
+        except zmq.ZMQError as error:
+            self.child.fail(f"cannot listen on {network.listen}: {error.strerror}", 3)
+            return
+        self.loop.on_readable(self.clients, self.clients_readable)
+        assert self.core is not None
+        self.child.ready(address=network.listen, epoch=str(self.core.stream.epoch))
+
+    # Turns
+
+    def clients_readable(self) -> bool:
+        """One turn: drain what clients sent, decide, publish, answer, settle."""
+        core = self.core
+        assert core is not None
+        began = time.monotonic_ns()
+        batch: list[tuple[bytes, bytes]] = []
+        size = 0
+        socket = self.clients
+        receive = sockets.receive_request
+        while len(batch) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
+            received = receive(socket)
+            if received is None:
+                break
+            peer, body = received
+            if body is None:
+                core.metrics.malformed += 1
+                continue
+            batch.append((peer, body))
+            size += len(body)
+        if not batch:
+            return False
+        core.requests_received(batch, began, _unix_ms())
+        out = core.take_output()
+        self.perform(out)
+        if out.publish is None:
+            core.metrics.latency["read"].observe(time.monotonic_ns() - began, len(batch))
+        return True
+
+    def acks_readable(self) -> bool:
+        """What the storage writer says; of many DURABLE only the last counts."""
+        durable = 0
+        while (received := sockets.receive_request(self.acks)) is not None:
+            peer, body = received
+            if body is None:
+                continue
+            message = unpack(body)
+            if message[0] == m.DURABLE:
+                durable = message[4]
+            else:
+                self.writer_says(peer, message)
+        if durable and self.core is not None:
+            self.core.made_durable(durable, time.monotonic_ns())
+            self.perform(self.core.take_output())
+            if not self.serving:
+                self.serve()
+            elif self.stopping:
+                self.finish()
+        return True
+
+    def writer_says(self, peer: bytes, message: list[Any]) -> None:
+        kind = message[0]
+        if kind == m.RECOVERED:
+            self.writer_id = peer
+            self.recovered(message)
+            return
+        core = self.core
+        if core is None:
+            return
+        if kind == m.GAP:
+            core.entries_wanted(message[1])
+        elif kind == m.DISK:
+            core.disk_changed(message[1], message[2].decode())
+        elif kind == m.STORAGE:
+            storage = _text(message[2])
+            core.admin.storage_described(message[1], storage, self.processes())
+        elif kind == m.SNAPSHOT_TAKEN:
+            _, ticket, error, report = message
+            if ticket == _FINAL_SNAPSHOT:
+                self.loop.stop()
+                return
+            core.admin.snapshot_taken(ticket, None if error is None else error.decode(), report)
+        self.perform(core.take_output())
+
+    def perform(self, out: Output) -> None:
+        """Does what the core wants, in order; then the memory work that it put off."""
+        core = self.core
+        assert core is not None
+        while True:
+            if out.publish is not None:
+                sockets.send_frame(self.stream, out.publish)
+            if out.sends:
+                self.send_all(out.sends)
+            for message in out.to_writer:
+                self.to_writer(message)
+            for event, fields in out.notes:
+                self.log.info(event, **fields)
+            for ticket, work, given, stored in out.secrets:
+                self.secrets.submit(self.work_on_secret, ticket, work, given, stored)
+            core.settle()
+            if not out.log_reads:
+                return
+            for watch, from_seq in out.log_reads:
+                self.read_log(watch, from_seq)
+            out = core.take_output()
+
+    def send_all(self, sends: Sequence[tuple[bytes, bytes]]) -> None:
+        clients = self.clients
+        if clients is None:
+            return
+        send_reply = sockets.send_reply
+        for peer, frame in sends:
+            sent = send_reply(clients, peer, frame)
+            if sent is not sockets.Sent.SENT:
+                assert self.core is not None
+                self.core.peer_gone(peer, sent.name.lower())
+
+    def read_log(self, watch: int, from_seq: int) -> None:
+        """Reads the log for a watch that is behind."""
+        core = self.core
+        assert core is not None
+        try:
+            frames = self.reader.read(from_seq, LOG_READ_BYTES_MAX, core.stream.durable_seq)
+        except Compacted:
+            core.log_read(watch, None)
+        else:
+            core.log_read(watch, frames)
+
+    def to_writer(self, message: tuple[Any, ...]) -> None:
+        if self.writer_id is not None:
+            sockets.send_reply(self.acks, self.writer_id, pack(message))
+
+    def work_on_secret(self, ticket: int, work: str, given: bytes, stored: bytes) -> None:
+        """In a thread: scrypt."""
+        if work == "hash":
+            text: str | None = hash_secret(given)
+        else:
+            text = "" if check_secret(given, stored) else None
+        self.loop.call_soon_threadsafe(lambda: self.secret_done(ticket, text))
+
+    def secret_done(self, ticket: int, text: str | None) -> None:
+        core = self.core
+        assert core is not None
+        core.admin.secret_done(ticket, text, time.monotonic_ns(), _unix_ms())
+        self.perform(core.take_output())
+
+    # Time
+
+    def beat(self) -> None:
+        """Says which entry was the last, so that a lost tail shows."""
+        if self.core is not None and self.begun:
+            stream = self.core.stream
+            sockets.send_frame(self.stream, fx.encode_beat(stream.epoch, stream.last_seq))
+
+    def tick(self) -> None:
+        core = self.core
+        if core is None or not self.serving or self.stopping:
+            return
+        core.ticked(time.monotonic_ns(), _unix_ms())
+        for ticket in core.admin.overdue(core.now_ns):
+            core.admin.storage_described(ticket, None, self.processes())
+        self.perform(core.take_output())
+
+    def processes(self) -> dict[str, Any]:
+        return describe_processes(self.child.siblings)
+
+    # The end
+
+    def stop(self) -> None:
+        """Takes no more requests; when all that was decided is durable and answered, asks for a last snapshot."""
+        self.stopping = True
+        if self.clients is not None:
+            self.clients_readable()
+            self.loop.forget(self.clients)
+        self.finish()
+
+    def finish(self) -> None:
+        core = self.core
+        if core is None or not self.serving:
+            self.loop.stop()
+        elif not core.stream.pending and not self.finishing:
+            self.finishing = True
+            self.to_writer((m.TAKE_SNAPSHOT, _FINAL_SNAPSHOT, None, False))
+
+
+def _text(value: Any) -> Any:
+    """Texts of a decoded message as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {_text(key): _text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    run_child(Network)

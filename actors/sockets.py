@@ -1,0 +1,203 @@
+"""Every socket of a node and every option that matters, in one place; and frames in and out of them, fast.
+
+| socket | made by | type | the options that matter |
+|---|---|---|---|
+| client requests | network | ROUTER, TCP | `MANDATORY`: a reply that cannot go is noticed. No `HANDOVER`: nobody takes the routing id of a living peer. `SNDHWM`, `RCVHWM`: messages one client may leave unread. `MAXMSGSIZE`: a larger frame ends the link. `HEARTBEAT_*`: half-open links end. CURVE when there is a key. |
+| op stream | network -> writer | XPUB / SUB, ipc | `SNDHWM`, `RCVHWM`: see below. `XPUB_VERBOSE`: every subscription is seen, which proves that its subscriber is there. |
+| op acks | network <-> writer | ROUTER / DEALER, ipc | `MANDATORY`, `HANDOVER`: a restarted writer takes its place back. No high-water mark: what goes here answers what came, which is bounded. |
+| control | supervisor <-> child | ROUTER / DEALER, ipc | the same. |
+
+What the op stream may hold for a writer that stands still is bounded in bytes, by the network process (PENDING_BYTES_MAX).
+Its beats are not, so there is a mark in messages too, far above what a living writer leaves waiting. Beyond it the XPUB drops,
+and the writer asks for what it missed.
+
+`IMMEDIATE` stays off: what is sent before the other process has bound its socket waits for it. `LINGER` is short, so that no
+process hangs at its end on a peer that is gone. ZeroMQ is not trusted to deliver: positions, beats and acks are the protocol.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Final
+
+import zmq
+from zmq.backend import Socket as _Raw
+
+from nun.limits import MESSAGE_BYTES_MAX, OP_STREAM_MESSAGES_MAX, UNREAD_MESSAGES_MAX
+
+WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
+LINGER_MS: Final = 500
+_HEARTBEAT_MS: Final = 5_000
+_HEARTBEAT_PATIENCE_MS: Final = 3 * _HEARTBEAT_MS
+_BACKLOG: Final = 1_024  # connections that wait to be accepted
+_COPY_BYTES_MAX: Final = 128 * 1024  # larger frames are handed to ZeroMQ without a copy
+
+Context = zmq.Context[zmq.Socket[bytes]]
+Socket = zmq.Socket[bytes]
+
+_recv = _Raw.recv
+_send = _Raw.send
+_NOW: Final = int(zmq.DONTWAIT)
+_NOW_MORE: Final = int(zmq.SNDMORE) | int(zmq.DONTWAIT)
+
+
+class Sent(enum.Enum):
+    """What became of a reply."""
+
+    SENT = 1
+    GONE = 2  # there is no such peer any more
+    FULL = 3  # the peer does not read: its pipe is full
+
+
+def client_requests(context: Context, address: str, curve_secret_key: str = "") -> Socket:
+    """The ROUTER that clients talk to, bound. Raises zmq.ZMQError when the address cannot be had."""
+    options = {
+        zmq.ROUTER_MANDATORY: 1,
+        zmq.ROUTER_HANDOVER: 0,
+        zmq.SNDHWM: UNREAD_MESSAGES_MAX,
+        zmq.RCVHWM: UNREAD_MESSAGES_MAX,
+        zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
+        zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
+        zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_PATIENCE_MS,
+        zmq.HEARTBEAT_TTL: _HEARTBEAT_PATIENCE_MS,
+        zmq.BACKLOG: _BACKLOG,
+        zmq.IPV6: int("[" in address),
+    }
+    socket = _made(context, zmq.ROUTER, options)
+    if curve_secret_key:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, curve_secret_key.encode())
+    return _bound(socket, address)
+
+
+def op_stream_publisher(context: Context, run_dir: Path) -> Socket:
+    """The XPUB that carries this node's entries; a frame `\\x01` is read from it when somebody subscribes."""
+    options = {zmq.XPUB_VERBOSE: 1, zmq.SNDHWM: OP_STREAM_MESSAGES_MAX}
+    return _bound(_made(context, zmq.XPUB, options), _ipc(run_dir, "op-stream"))
+
+
+def op_stream_subscriber(context: Context, run_dir: Path) -> Socket:
+    """A SUB on everything that this node's network process publishes."""
+    socket = _made(context, zmq.SUB, {zmq.RCVHWM: OP_STREAM_MESSAGES_MAX})
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(_ipc(run_dir, "op-stream"))
+    return socket
+
+
+def op_acks_router(context: Context, run_dir: Path) -> Socket:
+    """The network process's end of the ack channel."""
+    return _router(context, run_dir, "op-acks")
+
+
+def op_acks_dealer(context: Context, run_dir: Path) -> Socket:
+    """The storage writer's end of the ack channel."""
+    return _dealer(context, run_dir, "op-acks", WRITER_ID)
+
+
+def control_router(context: Context, run_dir: Path) -> Socket:
+    """The supervisor's end of the control channel."""
+    return _router(context, run_dir, "control")
+
+
+def control_dealer(context: Context, run_dir: Path, name: str) -> Socket:
+    """A child's end of the control channel; its name is its routing id."""
+    return _dealer(context, run_dir, "control", name.encode())
+
+
+def _made(context: Context, kind: int, options: dict[int, int]) -> Socket:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    for option, value in options.items():
+        socket.setsockopt(option, value)
+    return socket
+
+
+def _bound(socket: Socket, address: str) -> Socket:
+    try:
+        socket.bind(address)
+    except zmq.ZMQError:
+        socket.close(0)
+        raise
+    return socket
+
+
+def _ipc(run_dir: Path, name: str) -> str:
+    return f"ipc://{run_dir / name}"
+
+
+def _router(context: Context, run_dir: Path, name: str) -> Socket:
+    options = {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.SNDHWM: 0, zmq.RCVHWM: 0}
+    return _bound(_made(context, zmq.ROUTER, options), _ipc(run_dir, name))
+
+
+def _dealer(context: Context, run_dir: Path, name: str, routing_id: bytes) -> Socket:
+    socket = _made(context, zmq.DEALER, {zmq.SNDHWM: 0, zmq.RCVHWM: 0})
+    socket.setsockopt(zmq.ROUTING_ID, routing_id)
+    socket.connect(_ipc(run_dir, name))
+    return socket
+
+
+# Frames. Nothing here waits. An empty queue costs a zmq.Again (3 us): once a drain, so callers drain.
+
+
+def receive_request(socket: Socket) -> tuple[bytes, bytes | None] | None:
+    """The next (routing id, body) of a ROUTER; None when none waits.
+
+    The body is None when the message did not have exactly two frames; what else it had is dropped. `.more` is always
+    looked at: reading two frames blindly would let a peer send its third as another's routing id.
+    """
+    try:
+        peer = _recv(socket, _NOW)
+    except zmq.Again:
+        return None
+    frame = _recv(socket, 0, False)
+    if frame.more:
+        _drop_rest(socket)
+        return peer, None
+    return peer, frame.bytes
+
+
+def receive_frame(socket: Socket) -> bytes | None:
+    """The next message of a socket whose messages have one frame; None when none waits.
+
+    A message of several frames is dropped, and the next one is looked at.
+    """
+    while True:
+        try:
+            frame = _recv(socket, _NOW, False)
+        except zmq.Again:
+            return None
+        if not frame.more:
+            data: bytes = frame.bytes
+            return data
+        _drop_rest(socket)
+
+
+def _drop_rest(socket: Socket) -> None:
+    while _recv(socket, 0, False).more:
+        pass
+
+
+def send_reply(socket: Socket, peer: bytes, body: bytes) -> Sent:
+    """Sends one frame to one peer of a ROUTER."""
+    try:
+        _send(socket, peer, _NOW_MORE)
+    except zmq.Again:
+        return Sent.FULL
+    except zmq.ZMQError as error:
+        if error.errno == zmq.EHOSTUNREACH:
+            return Sent.GONE
+        raise
+    # The rest of a message that has begun always goes: the high-water mark counts whole messages.
+    _send(socket, body, _NOW, len(body) <= _COPY_BYTES_MAX)
+    return Sent.SENT
+
+
+def send_frame(socket: Socket, frame: bytes) -> bool:
+    """Sends one frame; False when it could not be queued."""
+    try:
+        _send(socket, frame, _NOW, len(frame) <= _COPY_BYTES_MAX)
+    except zmq.Again:
+        return False
+    return True
