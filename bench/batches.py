@@ -28,7 +28,7 @@ class InFlight:
 
     async def _open(self) -> None:
         await self.client.__aenter__()
-        self.database = await self.client.database(DATABASE, token=DATABASE_TOKEN)
+        self.database: Any = await self.client.database(DATABASE, token=DATABASE_TOKEN)
 
     async def _close(self) -> None:
         await self.client.__aexit__(None, None, None)

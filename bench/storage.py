@@ -43,13 +43,13 @@ class Store:
         identity = self.directory.begin_start()
         self.disk = self.directory.disk
         self.log = Oplog.open(self.disk, SEGMENT_BYTES, BUDGET_BYTES)
-        self._epoch = Epoch(1, identity.node_number, identity.start)
-        self._clock = Clock(identity.node_number)
+        self._epoch = Epoch(1, identity.node, identity.start)
+        self._clock = Clock(identity.node)
         self._heads: dict[str, bytes] = {}
         self.seq = 0
         self.snapshots = Snapshots(self.disk, LogReader(self.disk))
         self.snapshots.open()
-        self._append([[fx.EPOCH, identity.cluster_id, {identity.node_number: "bench"}]])
+        self._append([[fx.EPOCH, identity.cluster_id, {identity.node: "bench"}]])
         self._append([[fx.DATABASE, NUMBER, DATABASE, {"strategy": "none"}]])
 
     def _append(self, effects: list[Any]) -> None:
@@ -71,7 +71,7 @@ class Store:
         """Takes a snapshot of all that is in the log and says how long it took."""
         self.log.sync()
         start = perf_counter()
-        for blocking in self.snapshots.take(None, reclaim=False, up_to_seq=self.seq):
+        for blocking in self.snapshots.take(None, False, self.seq):
             if blocking is not None:
                 blocking()
         return (perf_counter() - start) * 1000
