@@ -144,7 +144,9 @@ async def _measure(
 
 
 async def _clean_up(database: Any) -> None:
-    while keys := await database.keys(f"{_PREFIX}*", limit=1_000):
+    after = None
+    while keys := await database.keys(f"{_PREFIX}*", limit=1_000, after=after):
+        after = keys[-1]
         async with database.pipeline() as pipe:
             for key in keys:
                 pipe.remove(key)
