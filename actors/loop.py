@@ -1,9 +1,9 @@
 """The loop that every process shares: wait for a socket, a timer or another thread; let the handlers drain; repeat.
 
-A handler is called when its socket has something, takes all that waits (within bounds of its own), and returns True when
-it did work. After work the loop may *spin* for a while: poll without blocking and yield the processor, so that the next
-message need not wake a sleeping core (about 60 us a hop). It does so only while the recent waits were shorter than the
-spin itself; a process that has little to do sleeps.
+A handler is called when its socket has something, takes all that waits (within bounds of its own), and returns True
+when it did work. After work the loop may *spin* for a while: poll without blocking and yield the processor, so that
+the next message need not wake a sleeping core (about 60 us a hop). It does so only while the recent waits were
+shorter than the spin itself; a process that has little to do sleeps.
 
 An exception that nobody caught is a fault of ours. It is logged with its story and ends the loop with status 1; the
 supervisor then starts the group anew from disk. This is the only place that catches everything.

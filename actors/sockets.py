@@ -1,25 +1,34 @@
 """Every socket of a node and every option that matters, in one place; and frames in and out of them, fast.
 
-| socket | made by | type | the options that matter |
-|---|---|---|---|
-| client requests | network | ROUTER, TCP | `MANDATORY`: a reply that cannot go is noticed. No `HANDOVER`: nobody takes the routing id of a living peer. `SNDHWM`, `RCVHWM`: messages one client may leave unread. `MAXMSGSIZE`: a larger frame ends the link. `HEARTBEAT_*`: half-open links end. CURVE when there is a key. |
-| op stream | network -> writer | XPUB / SUB, ipc | `SNDHWM`, `RCVHWM`: see below. `XPUB_VERBOSE`: every subscription is seen, which proves that its subscriber is there. |
-| op acks | network <-> writer | ROUTER / DEALER, ipc | `MANDATORY`, `HANDOVER`: a restarted writer takes its place back. No high-water mark: what goes here answers what came, which is bounded. |
-| control | supervisor <-> child | ROUTER / DEALER, ipc | the same. |
+    client requests   network                 ROUTER, TCP
+    op stream         network -> writer       XPUB / SUB, ipc
+    op acks           network <-> writer      ROUTER / DEALER, ipc
+    control           supervisor <-> child    ROUTER / DEALER, ipc
 
-What the op stream may hold for a writer that stands still is bounded in bytes, by the network process (PENDING_BYTES_MAX).
-Its beats are not, so there is a mark in messages too, far above what a living writer leaves waiting. Beyond it the XPUB drops,
-and the writer asks for what it missed.
+*Client requests.* `MANDATORY`: a reply that cannot go is noticed. No `HANDOVER`: nobody takes the routing id of a
+living peer. `SNDHWM`, `RCVHWM`: messages that one client may leave unread. `MAXMSGSIZE`: a larger frame ends the
+link. `HEARTBEAT_*`: half-open links end. CURVE when there is a key; then who does not know the node's public key
+gets no word.
 
-`IMMEDIATE` stays off: what is sent before the other process has bound its socket waits for it. `LINGER` is short, so that no
-process hangs at its end on a peer that is gone. ZeroMQ is not trusted to deliver: positions, beats and acks are the protocol.
+*Op stream.* `XPUB_VERBOSE`: every subscription is seen, which proves that its subscriber is there. What waits for a
+writer that stands still is bounded in bytes, by the network process (PENDING_BYTES_MAX). Its beats are not, so
+there is a mark in messages too, far above what a living writer leaves waiting; beyond it XPUB drops, and the writer
+asks for what it missed.
+
+*Op acks, control.* `MANDATORY`, and `HANDOVER`: a restarted process takes its place back. No high-water mark: what
+goes here answers what came, which is bounded, and a lost last ack would be missed for ever.
+
+`IMMEDIATE` stays off: what is sent before the other process has bound its socket waits for it. `LINGER` is short,
+so that no process hangs at its end on a peer that is gone. ZeroMQ is not trusted to deliver: positions, beats and
+acks are the protocol.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import zmq
 from zmq.backend import Socket as _Raw
@@ -31,13 +40,14 @@ LINGER_MS: Final = 500
 _HEARTBEAT_MS: Final = 5_000
 _HEARTBEAT_PATIENCE_MS: Final = 3 * _HEARTBEAT_MS
 _BACKLOG: Final = 1_024  # connections that wait to be accepted
-_COPY_BYTES_MAX: Final = 128 * 1024  # larger frames are handed to ZeroMQ without a copy
+_COPY_BYTES_MAX: Final = 512 * 1024  # larger frames are handed to ZeroMQ without a copy
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-_recv = _Raw.recv
-_send = _Raw.send
+# The methods of the compiled base class: half the cost of those that pyzmq wraps around them.
+_recv: Callable[..., Any] = _Raw.recv
+_send: Callable[..., Any] = _Raw.send
 _NOW: Final = int(zmq.DONTWAIT)
 _NOW_MORE: Final = int(zmq.SNDMORE) | int(zmq.DONTWAIT)
 
@@ -105,7 +115,7 @@ def control_dealer(context: Context, run_dir: Path, name: str) -> Socket:
     return _dealer(context, run_dir, "control", name.encode())
 
 
-def _made(context: Context, kind: int, options: dict[int, int]) -> Socket:
+def _made(context: Context, kind: int, options: Mapping[Any, int]) -> Socket:
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     for option, value in options.items():

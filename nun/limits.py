@@ -40,6 +40,9 @@ RECEIPT_ABOVE_BYTES: Final = (
 UNREAD_MESSAGES_MAX: Final = (
     1_000  # messages waiting in one client's pipe (high-water mark, both ways)
 )
+OP_STREAM_MESSAGES_MAX: Final = (
+    100_000  # entries and beats waiting for a local subscriber (high-water mark, both ends)
+)
 PENDING_BYTES_MAX: Final = 256 * MIB  # entries decided and not yet durable, kept to be sent again
 STATE_COPIES_MAX: Final = 4  # watchers being given the whole state at the same time
 REQUEST_ROWS_BYTES_MAX: Final = 16 * MIB  # what exactly-once remembers of all clients
