@@ -1,4 +1,4 @@
-"""Real input through the real command: the names of all Unicode characters, with processes killed in the middle."""
+"""The `nun` command against a real node: every command, each exit status."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 import nun
-from tests.support.node import ADMIN, ROOT, Node, wait_until
+from tests.support.node import ADMIN, ROOT, Node
 
 pytestmark = pytest.mark.process
-
-
-def unicode_names() -> list[tuple[str, str]]:
-    """`U+0041` -> `LATIN CAPITAL LETTER A` and the like: about 140,000, in the order of their keys."""
-    found = [
-        (f"U+{point:04X}", name)
-        for point in range(sys.maxunicode + 1)
-        if (name := unicodedata.name(chr(point), ""))
-    ]
-    return sorted(found)
 
 
 def nun_command(node: Node, *arguments: str) -> subprocess.Popen[bytes]:
@@ -50,65 +38,6 @@ def names_node(start_node: Callable[..., Node]) -> Node:
     with nun.Client(node.address, **ADMIN) as client:
         client.create_database("names", token="t")
     return node
-
-
-def test_all_unicode_names_come_back_whatever_is_killed(names_node: Node, tmp_path: Path) -> None:
-    node = names_node
-    source, target = tmp_path / "names.jsonl", tmp_path / "back.jsonl"
-    names = unicode_names()
-    assert len(names) > 100_000
-    with source.open("w") as file:
-        for key, name in names:
-            file.write(json.dumps({"key": key, "value": name}) + "\n")
-    size = source.stat().st_size
-    journal = tmp_path / "names.jsonl.nun-progress"
-
-    def done() -> float:
-        try:
-            return float(json.loads(journal.read_text())["progress"]["offset"]) / size
-        except FileNotFoundError:
-            return 0.0
-
-    def start() -> subprocess.Popen[bytes]:
-        # Small batches, one at a time: it must last long enough to be interrupted.
-        return nun_command(node, "import", str(source), "--batch", "100", "--in-flight", "1")
-
-    def reached(part: float, process: subprocess.Popen[bytes]) -> None:
-        wait_until(
-            lambda: done() >= part or process.poll() is not None,
-            f"{part:.0%} to be imported",
-            timeout=60,
-        )
-        assert process.poll() is None, finish(process)
-
-    importing = start()
-    try:
-        victims = ("writer", "import", "network", "node", "import")
-        for number, victim in enumerate(victims, 1):
-            part = number / (len(victims) + 1)
-            reached(part, importing)
-            if victim == "import":
-                importing.kill()
-                finish(importing)
-                assert done() < 1
-                importing = start()
-            elif victim == "node":
-                node.kill("node")
-                node.restart()
-            else:
-                mark = node.mark()
-                node.kill(victim)
-                node.wait_ready(mark)
-        status, _, err = finish(importing)
-    finally:
-        importing.kill()
-        importing.wait()
-    assert status == 0, err
-    assert "going on after" in err
-    assert not journal.exists()
-    status, _, err = finish(nun_command(node, "export", str(target)))
-    assert status == 0, err
-    assert target.read_bytes() == source.read_bytes()
 
 
 def test_commands_against_a_node(names_node: Node) -> None:
