@@ -100,7 +100,8 @@ async def per_second_in_flight(
     async def lane() -> None:
         nonlocal done
         while perf_counter() < end:
-            done += await work(next(turns))
+            count = await work(next(turns))
+            done += count  # in one step: `done += await ...` would lose what other lanes add meanwhile
 
     await asyncio.gather(*(lane() for _ in range(width)))
     return done / (perf_counter() - start)

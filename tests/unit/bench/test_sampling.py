@@ -55,23 +55,28 @@ def test_per_second_counts_what_the_work_says_over_the_time_it_took(
     assert turns == [0, 1, 2]
 
 
-def test_pieces_in_flight_are_as_many_as_asked_for_and_each_has_its_own_turn() -> None:
+def test_pieces_in_flight_are_as_many_as_asked_for_and_all_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("bench.sampling.perf_counter", lambda: now)
     running = most = 0
     turns: list[int] = []
 
     async def work(turn: int) -> int:
-        nonlocal running, most
+        nonlocal now, running, most
         turns.append(turn)
         running += 1
         most = max(most, running)
         await asyncio.sleep(0)
         running -= 1
-        return 1
+        now += 0.25
+        return 10
 
-    rate = asyncio.run(per_second_in_flight(work, 0.01, 4))
+    rate = asyncio.run(per_second_in_flight(work, 3.0, 4))
     assert most == 4
     assert turns == list(range(len(turns)))
-    assert rate > 0
+    assert rate == pytest.approx(10 * len(turns) / now)
 
 
 def test_the_median_round_trip_is_in_microseconds(monkeypatch: pytest.MonkeyPatch) -> None:
