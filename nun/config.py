@@ -1,7 +1,11 @@
 """The configuration of a node: a TOML file, overrides, environment; checked once, frozen, handed down explicitly.
 
-Every problem is found before any is reported, each with the key, the value found and what was expected. Only the supervisor
-checks (with pydantic); the other processes get plain values and build the same dataclasses from them.
+Every problem is found before any is reported, each with the key, the value found and what was expected. Only the
+supervisor checks (with pydantic); the other processes get plain values and build the same dataclasses from them.
+
+I1  A value that is used was written by somebody or is a default of this file: no text is taken for a number, no number
+    for a truth value. Sizes alone have a notation of their own: a number of bytes, or a text such as "16MiB".
+I2  No problem shows a secret.
 """
 
 from __future__ import annotations
@@ -10,10 +14,10 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 from annotated_types import Ge, Le, Len
 
@@ -21,12 +25,18 @@ from nun import limits
 from nun.errors import ConfigError
 
 SAMPLE_PASSWORD: Final = "nun-pwd"
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?\Z")
+_SIZE = re.compile(r"(\d{1,15})\s*(B|KiB|MiB|GiB|TiB)?\Z", re.ASCII)
 _SIZE_UNITS: Final = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_LISTEN = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*):(\d{1,5})\Z", re.ASCII)
 _SECRETS: Final = ("admin_password", "curve_secret_key")
+
+# A node's name stands in logs, in files' contents and on command lines.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_CURVE_KEY_LENGTH: Final = 40
 
 Text = Annotated[str, Len(1, 200)]
 Count = Annotated[int, Ge(1), Le(2**40)]
+Bytes = Annotated[int, Ge(4_096), Le(2**44)]
 
 
 @dataclass(frozen=True)
@@ -34,12 +44,12 @@ class NodeConfig:
     """Who this node is and where its files are."""
 
     name: Text = "node1"
-    data_dir: Text = "data/node1"
+    data_dir: Annotated[str, Len(1, 4_096)] = "data/node1"
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Where clients reach it."""
+    """Where clients reach it, and how eagerly it waits for them."""
 
     listen: Text = "tcp://127.0.0.1:5701"
     spin_us: Annotated[int, Ge(0), Le(10_000)] = 300
@@ -51,10 +61,10 @@ class StorageConfig:
 
     fsync: Literal["always", "interval", "never"] = "always"
     fsync_interval_ms: Annotated[int, Ge(1), Le(60_000)] = 100
-    segment_bytes: Annotated[int, Ge(4_096), Le(2**30)] = 16 * limits.MIB
-    oplog_bytes: Annotated[int, Ge(8_192), Le(2**44)] = 1024 * limits.MIB
+    segment_bytes: Annotated[int, Ge(4_096), Le(2**31)] = 16 * limits.MIB
+    oplog_bytes: Bytes = 1024 * limits.MIB
     snapshot_interval_s: Annotated[float, Ge(0), Le(10_000_000)] = 300.0
-    snapshot_log_bytes: Annotated[int, Ge(4_096), Le(2**44)] = 256 * limits.MIB
+    snapshot_log_bytes: Bytes = 256 * limits.MIB
     reclaim_ratio: Annotated[float, Ge(0), Le(1)] = 0.5
     tombstone_retention_s: Annotated[float, Ge(0), Le(10_000_000_000)] = 86_400.0
     damage: Literal["refuse", "keep-prefix"] = "refuse"
@@ -121,8 +131,8 @@ def load_config(
 
     Args:
         path: the TOML file.
-        overrides: `section.key=value` each; the value as TOML has it, or else as plain text.
-        environ: NUN_USER and NUN_PWD in it set the administrator.
+        overrides: `section.key=value` each, the value as in the file; quotes around a text may be left out.
+        environ: NUN_USER and NUN_PWD in it name the administrator, over all else.
 
     Raises:
         ConfigError: lists every problem.
@@ -134,10 +144,10 @@ def load_config(
     for variable, key in (("NUN_USER", "admin_user"), ("NUN_PWD", "admin_password")):
         value = (environ or {}).get(variable)
         if value:
-            document.setdefault("security", {})[key] = value
+            _put(document, "security", key, value)
     _check_names(document, problems)
-    config = _validated(document, problems)
-    _check_meaning(config, problems)
+    config, wrong = _validated(document, problems)
+    _check_meaning(config, wrong, problems)
     if problems:
         raise ConfigError(problems)
     return config
@@ -157,11 +167,11 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror}): expected a TOML file")
-    except UnicodeDecodeError:
-        problems.append(f"{path}: is not UTF-8 text: expected a TOML file")
+        problems.append(f"{path}: cannot be read ({error.strerror}), expected a TOML file")
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: byte {error.start} is not UTF-8, expected a TOML file")
     except tomllib.TOMLDecodeError as error:
-        problems.append(f"{path}: is not TOML: {error}")
+        problems.append(f"{path}: is not TOML: {error}")  # it names line and column
     return {}
 
 
@@ -169,44 +179,58 @@ def _override(document: dict[str, Any], override: str, problems: list[str]) -> N
     name, equals, text = override.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        problems.append(f"--set {override!r}: expected section.key=value")
+        # What stands there may be a secret that was put in the wrong place: only the name is shown.
+        shown = f"{name}=..." if equals else repr(name)
+        problems.append(f"--set: found {shown}, expected section.key=value")
         return
+    text = text.strip()
     try:
-        value: Any = tomllib.loads(f"value = {text.strip()}")["value"]
+        value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        value = text
+    if not isinstance(value, str) and _is_text(section, key):
+        value = text  # admin_password=1234 means the text
+    _put(document, section, key, value)
+
+
+def _is_text(section: str, key: str) -> bool:
+    return section in _TABLES and isinstance(getattr(_TABLES[section](), key, None), str)
+
+
+def _put(document: dict[str, Any], section: str, key: str, value: Any) -> None:
     table = document.setdefault(section, {})
-    if isinstance(table, dict):
+    if isinstance(table, dict):  # what else it may be is reported as such
         table[key] = value
 
 
 def _check_names(document: dict[str, Any], problems: list[str]) -> None:
     """Reports unknown tables and keys, and takes them out."""
     for section in list(document):
-        if section not in _TABLES:
-            problems.append(f"[{section}]: unknown table{_nearest(section, _TABLES)}")
-            del document[section]
-            continue
         table = document[section]
-        if not isinstance(table, dict):
-            problems.append(f"{section}: found {table!r}, expected a table [{section}]")
+        if section not in _TABLES:
+            kind = "table" if isinstance(table, dict) else "key outside of any table"
+            problems.append(f"{section}: unknown {kind}{_nearest(section, _TABLES)}")
             del document[section]
             continue
-        known = {item.name for item in fields(_TABLES[section])}
+        if not isinstance(table, dict):
+            problems.append(
+                f"{section}: found {type(table).__name__}, expected a table [{section}]"
+            )
+            del document[section]
+            continue
+        known = [item.name for item in fields(_TABLES[section])]
         for key in list(table):
             if key not in known:
-                problems.append(
-                    f"{section}.{key}: unknown key, found {_shown(key, table[key])}"
-                    f"{_nearest(key, known)}"
-                )
+                problems.append(f"{section}.{key}: unknown key{_nearest(key, known)}")
                 del table[key]
-            elif key.endswith("_bytes") or "_bytes_" in key:
+            elif "_bytes" in key:
                 table[key] = _size(table[key])
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(names)}"
 
 
 def _size(value: Any) -> Any:
@@ -214,86 +238,131 @@ def _size(value: Any) -> Any:
     return int(match[1]) * _SIZE_UNITS[match[2]] if match else value
 
 
-def _validated(document: dict[str, Any], problems: list[str]) -> Config:
+def _validated(document: dict[str, Any], problems: list[str]) -> tuple[Config, set[str]]:
+    """The configuration with defaults in place of what is wrong, and the names of the keys that are."""
     from pydantic import TypeAdapter, ValidationError
 
     tables: dict[str, Any] = {}
+    wrong: set[str] = set()
     for section, kind in _TABLES.items():
-        given = document.get(section, {})
-        adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        try:
-            tables[section] = adapter.validate_python(given, strict=False)
-            for key, value in list(given.items()):
-                if type(getattr(tables[section], key)) is bool and type(value) is not bool:
-                    problems.append(f"{section}.{key}: found {value!r}, expected true or false")
-        except ValidationError as error:
-            for item in error.errors():
-                key = str(item["loc"][0]) if item["loc"] else ""
-                expected = _expected(item["msg"])
-                found = _shown(key, given.pop(key, None))
-                problems.append(f"{section}.{key}: found {found}, expected {expected}")
-            tables[section] = adapter.validate_python(given)  # to see what else is wrong
-    return Config(**tables)
+        types = get_type_hints(kind, include_extras=True)
+        checked = {}
+        for key, value in document.get(section, {}).items():
+            try:
+                checked[key] = TypeAdapter(types[key]).validate_python(value, strict=True)
+            except ValidationError as error:
+                expected = _expected(key, types[key], error.errors(include_url=False)[0]["msg"])
+                problems.append(f"{section}.{key}: found {_shown(key, value)}, expected {expected}")
+                wrong.add(f"{section}.{key}")
+        tables[section] = kind(**checked)
+    return Config(**tables), wrong
 
 
-def _expected(message: str) -> str:
-    for start in ("Input should be ", "Value should have ", "String should have "):
-        if message.startswith(start):
-            return message.removeprefix(start)
-    return message
+def _expected(key: str, kind: Any, message: str) -> str:
+    """What a key takes, in words; pydantic's own where no range says more."""
+    bounds = {type(item): item for item in getattr(kind, "__metadata__", ())}
+    if Ge in bounds and Le in bounds:
+        number = "a whole number" if kind.__origin__ is int else "a number"
+        notation = ' (or a size such as "16MiB")' if "_bytes" in key else ""
+        return f"{number}{notation} from {bounds[Ge].ge} to {bounds[Le].le}"
+    if Len in bounds:
+        length = bounds[Len]
+        return f"a text of {length.min_length} to {length.max_length} characters"
+    message = message.removeprefix("Input should be ")
+    return message.replace("a valid boolean", "true or false").replace("a valid string", "a text")
 
 
 def _shown(key: str, value: Any) -> str:
     return "***" if key in _SECRETS else repr(value)
 
 
-def _check_meaning(config: Config, problems: list[str]) -> None:
-    """What no single key can show."""
-    security, storage = config.security, config.storage
-    host = _host(config.network.listen)
+def _check_meaning(config: Config, wrong: set[str], problems: list[str]) -> None:
+    """What no single key's type can show."""
+    if "node.name" not in wrong and not _NAME.match(config.node.name):
+        problems.append(
+            f"node.name: found {config.node.name!r}, expected letters, digits and . _ - "
+            "(a letter or digit first)"
+        )
+    storage = config.storage
+    sizes_known = not wrong & {"storage.oplog_bytes", "storage.segment_bytes"}
+    if sizes_known and storage.oplog_bytes < 2 * storage.segment_bytes:
+        problems.append(
+            f"storage.oplog_bytes: found {storage.oplog_bytes}, expected at least two segments, "
+            f"{2 * storage.segment_bytes} (storage.segment_bytes is {storage.segment_bytes})"
+        )
+    _check_curve_keys(config.security, wrong, problems)
+    if "network.listen" not in wrong:
+        _check_listen(config, wrong, problems)
+
+
+def _check_curve_keys(security: SecurityConfig, wrong: set[str], problems: list[str]) -> None:
+    public, secret = security.curve_public_key, security.curve_secret_key
+    if wrong & {"security.curve_public_key", "security.curve_secret_key"} or not (public or secret):
+        return
+    malformed = False
+    for name, key in (("curve_public_key", public), ("curve_secret_key", secret)):
+        if not key:
+            problems.append(
+                f"security.{name}: found nothing beside the other key, expected both keys of one pair"
+            )
+            malformed = True
+        elif len(key) != _CURVE_KEY_LENGTH or not key.isascii():
+            problems.append(
+                f"security.{name}: found {_shown(name, key)} of {len(key)} characters, "
+                f"expected the {_CURVE_KEY_LENGTH} that `nun keygen` prints"
+            )
+            malformed = True
+    if not malformed and _curve_public(secret) != public:
+        problems.append(
+            f"security.curve_public_key: found {public!r}, which does not belong to "
+            "security.curve_secret_key, expected both keys of one pair"
+        )
+
+
+def _curve_public(secret: str) -> str | None:
+    """The public key of a secret one, None when it is none."""
+    import zmq
+
+    try:
+        return zmq.curve_public(secret.encode()).decode()
+    except (ValueError, zmq.ZMQError):
+        return None
+
+
+def _check_listen(config: Config, wrong: set[str], problems: list[str]) -> None:
+    listen, security = config.network.listen, config.security
+    host = _host(listen)
     if host is None:
         problems.append(
-            f"network.listen: found {config.network.listen!r}, expected tcp://HOST:PORT "
-            "with a port from 1 to 65535"
+            f"network.listen: found {listen!r}, expected tcp://HOST:PORT, HOST an address, "
+            "an interface or *, PORT from 1 to 65535"
         )
-    for key in ("curve_public_key", "curve_secret_key"):
-        value = getattr(security, key)
-        if value and len(value) != 40:
-            problems.append(
-                f"security.{key}: found {_shown(key, value)} of {len(value)} characters, "
-                "expected the 40 that 'nun keygen' prints"
-            )
-    if bool(security.curve_public_key) != bool(security.curve_secret_key):
+        return
+    if _is_loopback(host) or security.insecure or "security.insecure" in wrong:
+        return
+    if not security.curve_secret_key and "security.curve_secret_key" not in wrong:
         problems.append(
-            "security.curve_public_key, security.curve_secret_key: found one, expected both or none"
+            f"network.listen: found {listen!r} without CURVE keys, expected a loopback address, "
+            "keys from `nun keygen`, or security.insecure = true"
         )
-    if host is not None and not _is_loopback(host) and not security.insecure:
-        if not security.curve_secret_key:
-            problems.append(
-                f"network.listen: found {config.network.listen!r} without CURVE keys, expected a "
-                "loopback address, keys from 'nun keygen', or security.insecure = true"
-            )
-        if security.admin_password == SAMPLE_PASSWORD:
-            problems.append(
-                f"security.admin_password: found the sample password while listening on "
-                f"{config.network.listen!r}, expected one of your own, or security.insecure = true"
-            )
-    if storage.oplog_bytes < 2 * storage.segment_bytes:
+    if security.admin_password == SAMPLE_PASSWORD and "security.admin_password" not in wrong:
         problems.append(
-            f"storage.oplog_bytes: found {storage.oplog_bytes}, expected at least two segments "
-            f"({2 * storage.segment_bytes})"
+            f"security.admin_password: found the sample password with network.listen = {listen!r}, "
+            "expected one of your own, or security.insecure = true"
         )
 
 
 def _host(address: str) -> str | None:
-    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.*-]+):(\d{1,5})", address)
-    return match[1] if match and 1 <= int(match[2]) <= 65_535 else None
+    match = _LISTEN.match(address)
+    if match is None or not 1 <= int(match[2]) <= 65_535:
+        return None
+    return match[1].strip("[]")
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host == "lo":
+    if host in ("localhost", "lo"):
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
