@@ -101,7 +101,9 @@ async def per_second_in_flight(
         nonlocal done
         while perf_counter() < end:
             count = await work(next(turns))
-            done += count  # in one step: `done += await ...` would lose what other lanes add meanwhile
+            done += (
+                count  # in one step: `done += await ...` would lose what other lanes add meanwhile
+            )
 
     await asyncio.gather(*(lane() for _ in range(width)))
     return done / (perf_counter() - start)

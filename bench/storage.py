@@ -8,10 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from storage.directory import DataDirectory
-from storage.oplog import LogReader, Oplog
-from storage.snapshot import Snapshots
-
 from bench.peers import Peers
 from bench.report import Line, at_most
 from bench.sampling import Plan, Sample, Series, alternate
@@ -23,6 +19,9 @@ from nun.core.record import ABSENT, pack_head
 from nun.limits import MIB
 from nun.position import Epoch, Position
 from storage import recovery
+from storage.directory import DataDirectory
+from storage.oplog import LogReader, Oplog
+from storage.snapshot import Snapshots
 
 NUMBER: Final = 1  # of the only database
 SEGMENT_BYTES: Final = 16 * MIB
