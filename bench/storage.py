@@ -11,7 +11,7 @@ from typing import Any, Final
 from bench.peers import Peers
 from bench.report import Line, at_most
 from bench.sampling import Plan, Sample, Series, alternate
-from bench.workload import BATCH, DATABASE, DATABASE_TOKEN, batches, key, value
+from bench.workload import BATCH, DATABASE, DATABASE_TOKEN, VALUE_BYTES, batches, key, value
 from nun.codec import pack
 from nun.core import effects as fx
 from nun.core.clock import TICK, Clock
@@ -38,6 +38,7 @@ class Store:
     """The files of a node without the node: a log that we append to, and its snapshots."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.directory = DataDirectory.open(path)
         identity = self.directory.begin_start()
         self.disk = self.directory.disk
@@ -66,14 +67,22 @@ class Store:
             version = int.from_bytes(self._heads.get(name, ABSENT)[:4], "little") + 1
             self._heads[name] = pack_head(version, first + place * TICK)
 
-    def snapshot_ms(self) -> float:
+    def snapshot_ms(self, expected: int) -> float:
         """Takes a snapshot of all that is in the log and says how long it took."""
         self.log.sync()
+        size = self._values_bytes()
         start = perf_counter()
         for blocking in self.snapshots.take(None, False, self.seq):
             if blocking is not None:
                 blocking()
-        return (perf_counter() - start) * 1000
+        took = (perf_counter() - start) * 1000
+        grown = self._values_bytes() - size
+        if grown < expected * VALUE_BYTES:
+            raise AssertionError(f"{expected} values were to be written, the files grew by {grown}")
+        return took
+
+    def _values_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self._path.rglob("*.data.values*"))
 
     def load_ms(self, expected: int) -> float:
         """Loads everything into memory, as a starting node does, and says how long it took."""
@@ -102,7 +111,7 @@ def small_snapshot(peers: Peers, plan: Plan) -> Iterator[Line]:
         store = Store(path)
         for batch in batches(SMALL):
             store.put(batch)
-        snapshots.append(store.snapshot_ms())
+        snapshots.append(store.snapshot_ms(SMALL))
         loads.append(store.load_ms(SMALL))
         store.close()
         shutil.rmtree(path)
@@ -138,7 +147,7 @@ def incremental_snapshot(peers: Peers, plan: Plan) -> Iterator[Line]:
         peers.callback(store.close)
         for batch in batches(keys):
             store.put(batch)
-        store.snapshot_ms()
+        store.snapshot_ms(keys)
         variants[f"{keys:,}"] = _changes(store, keys)
     taken = alternate(variants, plan.rounds)
     large, small = taken.values()
@@ -157,7 +166,7 @@ def _changes(store: Store, keys: int) -> Sample:
         turn += 1
         step = keys // CHANGED
         store.put({key(number + turn % step): value(turn) for number in range(0, keys, step)})
-        return store.snapshot_ms()
+        return store.snapshot_ms(CHANGED)
 
     return sample
 
