@@ -81,7 +81,7 @@ def heads(records: Iterable[bytes]) -> bytes:
 
 def versions_of_heads(joined: bytes) -> list[int]:
     """The version words of joined heads, flag bit included: above VERSION_MAX means SPECIAL."""
-    return memoryview(joined).cast("I").tolist()[::3]
+    return memoryview(joined).cast("I")[::3].tolist()
 
 
 def op_ids_of_heads(joined: bytes) -> list[int]:
