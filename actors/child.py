@@ -8,8 +8,8 @@ that pipe stays open in the supervisor as long as it lives, so the end of the pi
 gone, and so is the child. On Linux the kernel is asked to see to that too (PR_SET_PDEATHSIG), which also ends a
 child that hangs.
 
-SIGINT and SIGTERM are for the supervisor alone; it orders the stop over the control channel. They are blocked when
-a child is started and ignored from its first line on, so that none reaches it half awake.
+SIGINT, SIGTERM and SIGHUP are for the supervisor alone; it orders the stop over the control channel. They are
+blocked when a child is started and ignored from its first line on, so that none reaches it half awake.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from nun.config import Config, config_from_plain
 
 EXIT_CANNOT_START: Final = 3
 _ORPHANED: Final = 1
+_SUPERVISORS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SPINNING: Final = "network"  # the actor whose waits for clients and disk are worth spinning
 _PR_SET_PDEATHSIG: Final = 1
 _LENGTH = struct.Struct("<I")
@@ -101,9 +102,9 @@ def run_child(make: Callable[[Child], Any]) -> NoReturn:
 
     `make` may call `child.fail` and return. What it returns is kept until the end.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
     document = read_document(sys.stdin.fileno())
     _die_with(document["parent"])
     child = Child(document)
@@ -125,7 +126,7 @@ def write_document(descriptor: int, document: Mapping[str, Any]) -> None:
 def read_document(descriptor: int) -> dict[str, Any]:
     """What `write_document` wrote at the other end of the pipe."""
     size = _LENGTH.unpack(_read_exactly(descriptor, _LENGTH.size))[0]
-    document: dict[str, Any] = _text(unpack(_read_exactly(descriptor, size)))
+    document: dict[str, Any] = text_of(unpack(_read_exactly(descriptor, size)))
     return document
 
 
@@ -139,13 +140,13 @@ def _read_exactly(descriptor: int, size: int) -> bytes:
     return data
 
 
-def _text(value: Any) -> Any:
-    """The codec gives texts as bytes; a document holds nothing but texts."""
+def text_of(value: Any) -> Any:
+    """A message of plain texts as such: the codec gives them as bytes. Only for what holds no binary values."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):
-        return {_text(key): _text(item) for key, item in value.items()}
-    return [_text(item) for item in value] if isinstance(value, list) else value
+        return {text_of(key): text_of(item) for key, item in value.items()}
+    return [text_of(item) for item in value] if isinstance(value, list) else value
 
 
 def _die_with(parent: int) -> None:

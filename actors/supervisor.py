@@ -1,67 +1,73 @@
-"""The supervisor: `nun-node`. It reads the configuration, starts the processes of a node, and ends them.
+"""The supervisor: `nun-node`. It reads the configuration, starts the processes of a node, watches and ends them.
 
-    starting --- network ready ---> running --- SIGTERM, SIGINT ---> stopping ---> exit 0
+    starting --- network ready ---> running --- SIGTERM, SIGINT, SIGHUP ---> stopping: network, then writer ---> exit 0
         |                              |
-        +------- a child dies ---------+--> restarting: kill the group, start both again from disk
-        |                                       |
-        +--- CHILD_FAILED: exit with its status +--- too often: exit 4
+        +------- a child dies ---------+---> kill the group, pause, start both again from disk
+        |                              |        |
+        |                              |        +--- more than five times in a minute: exit 4
+        +--- CHILD_FAILED -------------+---> tell the reason, kill the group, exit with its status
 
-It never decides about data, and holds none. Exit status: 0 stopped cleanly, 1 a stop that took too long, 2 the
-configuration, 3 cannot start (the log says why), 4 the processes keep dying.
+It never decides about data, and holds none: killing a child loses nothing, since what was acknowledged is on disk.
+
+Exit status: 0 stopped cleanly; 1 stopped by force (a second signal, or a stop that took too long); 2 the
+configuration; 3 cannot start or go on, the log says why; 4 the processes keep dying.
+
+I1  Writer and network process live and die together.
+I2  No child outlives the supervisor, however that ends (actors/child.py).
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
-import psutil
-import structlog
 import zmq
 
 from actors import sockets
-from actors.child import write_document
+from actors.child import EXIT_CANNOT_START, text_of, write_document
 from actors.logs import configure_logging
 from actors.loop import Loop
+from actors.run_dir import run_directory
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.config import Config, LogConfig, config_to_plain, load_config
 from nun.errors import ConfigError
 from nun.version import VERSION
 
-CHILDREN: Final = ("writer", "network")
-RESTARTS_MAX: Final = 5
-RESTARTS_WINDOW_S: Final = 60.0
-RESTART_PAUSE_S: Final = 0.05
-STOP_PATIENCE_S: Final = 60.0
-_IPC_PATH_MAX: Final = 90
-
-EXIT_SLOW_STOP: Final = 1
+EXIT_FORCED: Final = 1
 EXIT_CONFIG: Final = 2
-EXIT_CANNOT_START: Final = 3
 EXIT_KEEPS_DYING: Final = 4
 
+RESTARTS_MAX: Final = 5
+RESTARTS_WINDOW_S: Final = 60.0
+RESTART_PAUSE_S: Final = 0.05  # doubled with every restart within the window
+STOP_PATIENCE_S: Final = 30.0
+_LAST_WORDS_MS: Final = 200
+_STOP_ORDER: Final = ("network", "writer")  # the writer gets all that was decided before it ends
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-@dataclass
+COMMANDS: Final[Mapping[str, Sequence[str]]] = {
+    name: (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", f"actors.{name}")
+    for name in ("writer", "network")
+}
+
+
+@dataclass(frozen=True)
 class Process:
     """A child, and the pipe whose end tells it that its supervisor is gone."""
 
     popen: subprocess.Popen[bytes]
     pipe: int
-
-    @property
-    def pid(self) -> int:
-        return self.popen.pid
 
 
 class Supervisor:
@@ -70,93 +76,106 @@ class Supervisor:
     Args:
         config: as checked.
         run_dir: where the sockets between the processes are made.
-        modules: per child, the arguments of the interpreter that runs it (tests put others in place).
+        log: a structlog logger.
+        commands: per child, how it is started.
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, modules: dict[str, list[str]] | None = None
+        self,
+        config: Config,
+        run_dir: Path,
+        log: Any,
+        commands: Mapping[str, Sequence[str]] = COMMANDS,
     ) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.modules = modules or {name: ["-m", f"actors.{name}"] for name in CHILDREN}
-        self.log: Any = structlog.get_logger()
+        self.log = log
+        self.commands = commands
         self.context: sockets.Context = zmq.Context()
-        self.loop = Loop()
+        self.loop = Loop(log=log, story=self.story)
         self.control = sockets.control_router(self.context, run_dir)
         self.children: dict[str, Process] = {}
         self.restarts: deque[float] = deque()
-        self.exit_status = 0
-        self.stopping = False
-        self.failed = False
-        self.to_stop: list[str] = []
+        self.to_stop: list[str] | None = None  # while stopping: who has not ended yet, in order
         self.loop.on_readable(self.control, self._control_readable)
         self._signals = self._catch_signals()
 
     def run(self) -> int:
-        """Runs the node until it stops; returns its exit status."""
-        self._start_all()
-        self.loop.run()
+        """Runs the node until it stops; returns its exit status. No child is left."""
+        self.log.info("starting", version=VERSION, pid=os.getpid(), run_dir=str(self.run_dir))
+        self.loop.call_soon_threadsafe(self._start_all)
+        status = self.loop.run()
         self._kill_all()
         self.context.destroy(linger=0)
-        return self.exit_status
+        return status
+
+    def story(self) -> str:
+        """One line about where it stands."""
+        pids = {name: child.popen.pid for name, child in self.children.items()}
+        return f"children {pids}, restarts {len(self.restarts)}, to stop {self.to_stop}"
 
     # Starting
 
     def _start_all(self) -> None:
-        for name in CHILDREN:
-            reader, writer = os.pipe()
-            popen = subprocess.Popen([sys.executable, *self.modules[name]], stdin=reader)
-            os.close(reader)
-            document = {
-                "actor": name,
-                "parent": os.getpid(),
-                "run_dir": str(self.run_dir),
-                "config": config_to_plain(self.config),
-            }
-            write_document(writer, document)
-            self.children[name] = Process(popen, writer)
-            self.log.debug("started", child=name, pid=popen.pid)
+        if self.to_stop is not None:
+            return
+        for name, command in self.commands.items():
+            self.children[name] = self._started(name, command)
+        self.log.debug("started", processes=self._pids())
 
-    def _tell(self, name: str, message: tuple[Any, ...]) -> None:
-        sockets.send_reply(self.control, name.encode(), pack(message))
+    def _started(self, name: str, command: Sequence[str]) -> Process:
+        """Starts one child. It inherits our signals blocked, and lets them in once it ignores them."""
+        reader, writer = os.pipe()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            popen = subprocess.Popen(command, stdin=reader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            os.close(reader)
+        document = {
+            "actor": name,
+            "parent": os.getpid(),
+            "run_dir": str(self.run_dir),
+            "config": config_to_plain(self.config),
+        }
+        write_document(writer, document)
+        return Process(popen, writer)
+
+    def _pids(self) -> dict[str, int]:
+        return {name: child.popen.pid for name, child in self.children.items()}
 
     # What children say
 
     def _control_readable(self) -> bool:
         while (received := sockets.receive_request(self.control)) is not None:
             peer, body = received
-            if body is None:
-                continue
-            message = unpack(body)
-            name = peer.decode()
-            if message[0] == m.CHILD_UP:
-                pids = {name: child.pid for name, child in self.children.items()}
-                self._tell(name, (m.SIBLINGS, {"supervisor": os.getpid(), **pids}))
-                if self.stopping:
-                    self._stop_next()
-            elif message[0] == m.CHILD_READY:
-                fields = {
-                    key.decode(): value.decode() if isinstance(value, bytes) else value
-                    for key, value in message[1].items()
-                }
+            name = peer.decode("ascii", "replace")
+            if body is not None and name in self.children:
+                self._child_says(name, text_of(unpack(body)))
+        return True
+
+    def _child_says(self, name: str, message: list[Any]) -> None:
+        match message:
+            case [m.CHILD_UP, _, _]:
+                self._tell(name, (m.SIBLINGS, {"supervisor": os.getpid(), **self._pids()}))
+                if self.to_stop and self.to_stop[0] == name:
+                    self._tell(name, (m.STOP,))  # it was not there yet when the stop was ordered
+            case [m.CHILD_READY, dict() as fields]:
                 self.log.info(
                     "ready",
+                    **fields,
                     pid=os.getpid(),
                     data_dir=self.config.node.data_dir,
                     version=VERSION,
-                    processes={name: child.pid for name, child in self.children.items()},
-                    **fields,
+                    processes=self._pids(),
                 )
-            elif message[0] == m.CHILD_FAILED:
-                self._child_failed(name, message[1].decode(), message[2])
-        return True
+            case [m.CHILD_FAILED, str() as reason, int() as status]:
+                if not self.loop.stopped:
+                    self.log.error("cannot_run", reason=reason, child=name, exit_status=status)
+                self.loop.stop(status)
 
-    def _child_failed(self, name: str, text: str, status: int) -> None:
-        if not self.failed:
-            self.failed = True
-            self.log.error("cannot_run", reason=text, child=name)
-            self.exit_status = status
-        self.loop.stop()
+    def _tell(self, name: str, message: tuple[Any, ...]) -> None:
+        sockets.send_reply(self.control, name.encode(), pack(message))
 
     # Signals
 
@@ -166,9 +185,10 @@ class Supervisor:
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (*_STOP_SIGNALS, signal.SIGCHLD):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup
             signal.signal(number, lambda *_: None)
-            signal.siginterrupt(number, False)
         self.loop.on_descriptor(reader, self._signalled)
         return reader
 
@@ -176,58 +196,61 @@ class Supervisor:
         for number in os.read(self._signals, 64):
             if number == signal.SIGCHLD:
                 self._reap()
-            elif number in (signal.SIGTERM, signal.SIGINT):
+            elif number in _STOP_SIGNALS:
                 self._stop(signal.Signals(number).name)
         return True
 
-    # Death of a child
+    # The end of a child
 
     def _reap(self) -> None:
         for name, child in list(self.children.items()):
-            if child.popen.poll() is None:
+            status = child.popen.poll()
+            if status is None or self.loop.stopped or name not in self.children:
                 continue
-            if self.stopping and name in self.to_stop and child.popen.returncode == 0:
+            if self.to_stop and self.to_stop[0] == name and status == 0:
                 self._forget(name)
-                self.to_stop.remove(name)
                 self._stop_next()
-            elif not self.failed:
-                self._control_readable()  # its last words may be waiting
-                if not self.failed and name in self.children:
-                    self._died(name, child.popen.returncode)
-                return
+            else:
+                self._died(name, status)
 
     def _died(self, name: str, status: int) -> None:
-        """Restarts the group from disk, unless that happens too often."""
-        self.log.error("child_died", child=name, status=status)
+        """Restarts the group from disk, unless the child said why that cannot help, or it happens too often."""
+        if status >= EXIT_CONFIG:  # it ended on purpose: its last words may still be on their way
+            self.control.poll(_LAST_WORDS_MS)
+        self._control_readable()
+        if self.loop.stopped:
+            return
+        self.log.error("child_died", child=name, status=_told(status))
         self._kill_all()
-        if self.stopping:
-            self.exit_status = EXIT_SLOW_STOP
-            self.loop.stop()
+        if self.to_stop is not None:
+            self.loop.stop(EXIT_FORCED)
             return
         now = time.monotonic()
         self.restarts.append(now)
         while now - self.restarts[0] > RESTARTS_WINDOW_S:
             self.restarts.popleft()
-        if len(self.restarts) > RESTARTS_MAX:
+        count = len(self.restarts)
+        if count > RESTARTS_MAX:
             self.log.error(
-                "keeps_dying", restarts=RESTARTS_MAX, seconds=RESTARTS_WINDOW_S, last=name
+                "keeps_dying",
+                reason=f"more than {RESTARTS_MAX} restarts in {RESTARTS_WINDOW_S:g} s",
+                child=name,
+                status=_told(status),
             )
-            self.exit_status = EXIT_KEEPS_DYING
-            self.loop.stop()
+            self.loop.stop(EXIT_KEEPS_DYING)
             return
-        self.log.warning("restarting", restarts=len(self.restarts))
-        self.loop.after(RESTART_PAUSE_S, self._restart)
-
-    def _restart(self) -> None:
-        if not self.stopping and not self.children:
-            self._start_all()
+        pause_s = RESTART_PAUSE_S * 2 ** (count - 1)
+        self.log.warning("restarting", restarts=count, pause_s=pause_s)
+        self.loop.after(pause_s, self._start_all)
 
     def _kill_all(self) -> None:
         for child in self.children.values():
             child.popen.kill()
-        for name, child in list(self.children.items()):
-            child.popen.wait()
+        for name in list(self.children):
+            self.children[name].popen.wait()
             self._forget(name)
+        while sockets.receive_request(self.control) is not None:
+            pass  # what the dead said concerns nobody any more
 
     def _forget(self, name: str) -> None:
         os.close(self.children.pop(name).pipe)
@@ -235,20 +258,22 @@ class Supervisor:
     # Stopping
 
     def _stop(self, why: str) -> None:
-        if self.stopping:
-            self.log.warning("stop_forced", signal=why)
-            self.exit_status = EXIT_SLOW_STOP
-            self.loop.stop()
+        if self.to_stop is not None:
+            self.log.warning("stop_forced", signal=why, waiting_for=self.to_stop)
+            self.loop.stop(EXIT_FORCED)
             return
-        self.stopping = True
         self.log.info("stopping", signal=why)
-        self.to_stop = ["network", "writer"]
+        self.to_stop = [name for name in _STOP_ORDER if name in self.children]
         self.loop.after(STOP_PATIENCE_S, self._stop_overdue)
-        self._stop_next()
+        self._order_stop()
 
     def _stop_next(self) -> None:
-        """Orders the next process to stop; the network process first, so that the writer gets all that is decided."""
-        self.to_stop = [name for name in self.to_stop if name in self.children]
+        assert self.to_stop
+        self.to_stop.pop(0)
+        self._order_stop()
+
+    def _order_stop(self) -> None:
+        """Orders the next process to stop; one that is not up yet is told when it is."""
         if self.to_stop:
             self._tell(self.to_stop[0], (m.STOP,))
         else:
@@ -257,43 +282,29 @@ class Supervisor:
 
     def _stop_overdue(self) -> None:
         self.log.error("stop_overdue", seconds=STOP_PATIENCE_S, waiting_for=self.to_stop)
-        self.exit_status = EXIT_SLOW_STOP
-        self.loop.stop()
+        self.loop.stop(EXIT_FORCED)
 
 
-def make_run_dir(data_dir: Path) -> Path:
-    """A directory of mode 0700 for the sockets between the processes, this supervisor's own.
-
-    It lies in the data directory, unless that path is too long for a Unix socket. Those of supervisors that were killed
-    are cleared away.
-    """
-    root = data_dir.resolve() / "run"
-    if len(str(root)) > _IPC_PATH_MAX:
-        return Path(tempfile.mkdtemp(prefix="nun-"))
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for old in root.iterdir():
-        if old.name.isdigit() and not psutil.pid_exists(int(old.name)):
-            shutil.rmtree(old, ignore_errors=True)
-    run_dir = root / str(os.getpid())
-    run_dir.mkdir(mode=0o700, exist_ok=True)
-    return run_dir
+def _told(status: int) -> int | str:
+    return signal.Signals(-status).name if status < 0 else status
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "path", required=True, type=click.Path(), help="The TOML file.")
+@click.option(
+    "--config", "path", required=True, metavar="FILE", type=click.Path(), help="The TOML file."
+)
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Overrides one key of the file; may be given again and again.",
+    help="Override one key of the file; may be given many times.",
 )
-@click.version_option(VERSION, prog_name="nun-node")
+@click.version_option(VERSION, prog_name="nun-node", message="%(prog)s %(version)s")
 def main(path: str, overrides: tuple[str, ...]) -> None:
-    """Starts one Nun node in the foreground; SIGTERM or SIGINT stops it cleanly."""
-    configure_logging(LogConfig(), "", "supervisor")
-    log = structlog.get_logger()
-    if not __debug__:
+    """Run one Nun node in the foreground; SIGTERM or SIGINT stops it cleanly."""
+    log = configure_logging(LogConfig(), "", "supervisor")
+    if sys.flags.optimize:
         log.error("cannot_run", reason="python -O strips the assertions that guard the data")
         sys.exit(EXIT_CONFIG)
     try:
@@ -302,20 +313,19 @@ def main(path: str, overrides: tuple[str, ...]) -> None:
         for problem in error.problems:
             log.error("config_problem", problem=problem)
         sys.exit(EXIT_CONFIG)
-    configure_logging(config.log, config.node.name, "supervisor")
-    log = structlog.get_logger()
-    try:
-        run_dir = make_run_dir(Path(config.node.data_dir))
-    except OSError as error:
-        log.error(
-            "cannot_run",
-            reason=f"node.data_dir: {config.node.data_dir!r} cannot be used: {error.strerror}",
-        )
-        sys.exit(EXIT_CANNOT_START)
-    try:
-        status = Supervisor(config, run_dir).run()
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    log = configure_logging(config.log, config.node.name, "supervisor")
+    with ExitStack() as stack:
+        try:
+            run_dir = stack.enter_context(run_directory(Path(config.node.data_dir)))
+        except OSError as error:
+            log.error(
+                "cannot_run",
+                reason=f"node.data_dir: {config.node.data_dir!r} cannot be used ({error.strerror}), "
+                "expected a directory that this user may write",
+                exit_status=EXIT_CANNOT_START,
+            )
+            sys.exit(EXIT_CANNOT_START)
+        status = Supervisor(config, run_dir, log).run()
     sys.exit(status)
 
 
