@@ -59,7 +59,7 @@ class Repl:
         self.database_name: str | None = None
         self.status = 0
         self.commands: Final = {
-            "use-db": Command(self._use, "NAME [TOKEN | USER TOKEN]", 1, 3, "select a database"),
+            "use-db": Command(self._use, "NAME TOKEN | NAME USER TOKEN", 2, 3, "select a database"),
             "get": Command(self._get, "KEY", 1, 1, "the value of a key"),
             "get-safe": Command(self._get_safe, "KEY", 1, 1, "version and value"),
             "set": Command(self._set, "KEY VALUE", 2, 2, "VALUE is the rest of the line"),
@@ -145,7 +145,7 @@ class Repl:
     # Commands -----------------------------------------------------------------------------------------------------
 
     def _use(self, name: str, *secrets: str) -> None:
-        user, token = secrets if len(secrets) == 2 else (None, secrets[0] if secrets else None)
+        user, token = secrets if len(secrets) == 2 else (None, secrets[0])
         settings = dataclasses.replace(
             self._settings, database=name, database_user=user, token=token
         )

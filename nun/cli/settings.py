@@ -92,9 +92,9 @@ class Settings:
 
     def database_arguments(self) -> dict[str, Any]:
         """Name, user and token of the database. Raises click.UsageError that says what is missing."""
-        if self.token is None and self.admin_user is None:
+        if self.token is None:
             raise click.UsageError(
-                "the database wants its token (-t or NUN_TOKEN), or an administrator (--user and --password)"
+                "the database wants its token, or that of a user: -t or NUN_TOKEN"
             )
         return {"name": self.database_name(), "user": self.database_user, "token": self.token}
 

@@ -357,7 +357,7 @@ class TestRepl:
             "error: unknown command 'frobnicate'; `help` lists them",
             "error: expected: set KEY VALUE",
             "error: there is no database 'missing'",
-            "error: the database wants its token (-t or NUN_TOKEN), or an administrator (--user and --password)",
+            "error: expected: use-db NAME TOKEN | NAME USER TOKEN",
             "error: N: expected an integer, found 'many'",
             "error: expected true or false (to reclaim space), found 'maybe'",
             "error: b'name' holds no number",
