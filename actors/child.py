@@ -113,7 +113,7 @@ def run_child(make: Callable[[Child], Any]) -> NoReturn:
     status = child.loop.run()
     if status == FAULT:
         os._exit(status)  # nothing is in order any more, the sockets included
-    child.context.destroy(linger=sockets.LINGER_MS)
+    child.context.destroy()  # each socket lingers as it was made to
     os._exit(status)  # not sys.exit: a thread that still works for this process does not hold it up
 
 

@@ -36,7 +36,7 @@ from zmq.backend import Socket as _Raw
 from nun.limits import MESSAGE_BYTES_MAX, OP_STREAM_MESSAGES_MAX, UNREAD_MESSAGES_MAX
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
-LINGER_MS: Final = 500
+_LINGER_MS: Final = 500
 _HEARTBEAT_MS: Final = 5_000
 _HEARTBEAT_PATIENCE_MS: Final = 3 * _HEARTBEAT_MS
 _BACKLOG: Final = 1_024  # connections that wait to be accepted
@@ -90,6 +90,9 @@ def op_stream_publisher(context: Context, run_dir: Path) -> Socket:
 def op_stream_subscriber(context: Context, run_dir: Path) -> Socket:
     """A SUB on everything that this node's network process publishes."""
     socket = _made(context, zmq.SUB, {zmq.RCVHWM: OP_STREAM_MESSAGES_MAX})
+    socket.setsockopt(
+        zmq.LINGER, 0
+    )  # all it could hold back is its subscription, for a publisher that is gone
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.connect(_ipc(run_dir, "op-stream"))
     return socket
@@ -117,7 +120,7 @@ def control_dealer(context: Context, run_dir: Path, name: str) -> Socket:
 
 def _made(context: Context, kind: int, options: Mapping[Any, int]) -> Socket:
     socket = context.socket(kind)
-    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.LINGER, _LINGER_MS)
     for option, value in options.items():
         socket.setsockopt(option, value)
     return socket

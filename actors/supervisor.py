@@ -52,6 +52,7 @@ RESTARTS_MAX: Final = 5
 RESTARTS_WINDOW_S: Final = 60.0
 RESTART_PAUSE_S: Final = 0.05  # doubled with every restart within the window
 STOP_PATIENCE_S: Final = 30.0
+_SAME_SIGNAL_S: Final = 0.3  # terminals and wrappers send one order to stop twice
 _LAST_WORDS_MS: Final = 200
 _STOP_ORDER: Final = ("network", "writer")  # the writer gets all that was decided before it ends
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -97,6 +98,7 @@ class Supervisor:
         self.children: dict[str, Process] = {}
         self.restarts: deque[float] = deque()
         self.to_stop: list[str] | None = None  # while stopping: who has not ended yet, in order
+        self.stop_ordered = 0.0
         self.loop.on_readable(self.control, self._control_readable)
         self._signals = self._catch_signals()
 
@@ -258,11 +260,15 @@ class Supervisor:
     # Stopping
 
     def _stop(self, why: str) -> None:
+        now = time.monotonic()
         if self.to_stop is not None:
+            if now - self.stop_ordered < _SAME_SIGNAL_S:
+                return
             self.log.warning("stop_forced", signal=why, waiting_for=self.to_stop)
             self.loop.stop(EXIT_FORCED)
             return
         self.log.info("stopping", signal=why)
+        self.stop_ordered = now
         self.to_stop = [name for name in _STOP_ORDER if name in self.children]
         self.loop.after(STOP_PATIENCE_S, self._stop_overdue)
         self._order_stop()
