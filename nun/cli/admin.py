@@ -144,6 +144,8 @@ def snapshot(settings: Settings, names: tuple[str, ...], reclaim: bool) -> None:
 
 
 def _figure(name: str, value: Any) -> str:
+    if name == "seconds":
+        return duration_text(float(value))
     if name.endswith("_ms") and isinstance(value, (int, float)):
         return duration_text(value / 1000)
     return _cell(name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -24,35 +25,40 @@ def status(settings: Settings) -> None:
         print_table(title, header, rows)
 
 
-def tables(found: Mapping[str, Any]) -> list[tuple[str | None, list[str], list[list[str]]]]:
-    """One table of what stands alone, then one for each part: a row an item where all items have the same fields."""
+Shown = tuple[str | None, list[str], list[list[str]]]  # title, header, rows
+
+
+def tables(found: Mapping[str, Any], title: str | None = None) -> list[Shown]:
+    """One table of what stands alone, then one for each part, and for each part of a part."""
     alone = {name: value for name, value in found.items() if not isinstance(value, (dict, list))}
-    shown: list[tuple[str | None, list[str], list[list[str]]]] = []
+    shown: list[Shown] = []
     if alone:
-        shown.append((None, ["", ""], [[_title(name), cell(name, alone[name])] for name in alone]))
+        shown.append((title, ["", ""], [[_title(name), cell(name, alone[name])] for name in alone]))
     for name, value in found.items():
         if name in alone or not value:
             continue
-        shown.append((_title(name), *_part(name, value)))
+        part = _title(name) if title is None else f"{title}: {_title(name)}"
+        rows = value if isinstance(value, list) else list(value.values())
+        if all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+            shown.append((part, *_rows(value)))
+        elif isinstance(value, list):
+            shown.append((part, [""], [[cell(name, item)] for item in value]))
+        else:
+            shown += tables(value, part)
     return shown
 
 
-def _part(name: str, value: Any) -> tuple[list[str], list[list[str]]]:
+def _rows(
+    value: list[dict[str, Any]] | dict[str, dict[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """A row an item, where all items have the same fields; the names of a dictionary lead its rows."""
     if isinstance(value, list):
-        items: list[tuple[str | None, Any]] = [(None, item) for item in value]
-    else:
-        items = list(value.items())
-    if not all(isinstance(item, dict) for _, item in items):
-        rows = [[] if key is None else [_title(key)] for key, _ in items]
-        return [""] * (len(rows[0]) + 1), [
-            [*row, cell(key or name, item)] for row, (key, item) in zip(rows, items, strict=True)
+        return [_title(name) for name in value[0]], [
+            [cell(name, item) for name, item in row.items()] for row in value
         ]
-    columns = list(dict.fromkeys(column for _, item in items for column in item))
-    named = items[0][0] is not None
-    header = ([""] if named else []) + [_title(column) for column in columns]
-    return header, [
-        ([str(key)] if named else []) + [cell(column, item.get(column)) for column in columns]
-        for key, item in items
+    columns = [_title(name) for name in next(iter(value.values()))]
+    return ["", *columns], [
+        [key, *(cell(name, item) for name, item in row.items())] for key, row in value.items()
     ]
 
 
@@ -72,21 +78,27 @@ def cell(name: str, value: Any) -> str:
 
 
 def _number(name: str, value: float) -> str:
+    if name.endswith("unix_ms"):
+        return datetime.fromtimestamp(value / 1000, UTC).isoformat(" ", "seconds")
     unit = name.rsplit("_", 1)[-1]
     if unit in ("bytes", "rss"):
         return bytes_text(value)
     seconds = {"s": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}.get(unit)
-    if seconds is not None and "_" in name:
+    if seconds is not None and (name == "seconds" or "_" in name):
         return duration_text(value * seconds)
     if unit in ("pid", "number", "port", "start", "reign"):
         return str(value)
-    if unit in ("percent", "cpu"):
+    if unit == "percent":
         return f"{value:.1f} %"
+    if unit == "share":
+        return f"{value:.1%}".replace("%", " %")
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
 def _title(name: str) -> str:
-    for unit in ("_bytes", "_seconds", "_ms", "_us", "_ns", "_s", "_percent"):
+    if name == "unix_ms":
+        return "at"
+    for unit in ("_bytes", "_unix_ms", "_seconds", "_ms", "_us", "_ns", "_s", "_percent"):
         if name.endswith(unit) and len(name) > len(unit):
             name = name[: -len(unit)]
             break

@@ -269,8 +269,12 @@ class TestAdministration:
             "version": "0.1.0",
             "uptime_s": 3700,
             "databases": [{"name": "shop", "keys": 1234567, "bytes": 2048}],
-            "processes": {"network": {"pid": 4711, "cpu_percent": 1.5, "rss_bytes": 1 << 20}},
-            "oplog": {"bytes": 1024, "segments": 1, "last": None, "torn": False},
+            "processes": {"network": {"pid": 4711, "cpu_share": 0.015, "rss_bytes": 1 << 20}},
+            "storage": {
+                "fsync": "always",
+                "oplog": {"bytes": 1024, "segments": 1, "last": None, "spare": False},
+                "last_snapshot": {"unix_ms": 0, "moved": ["a", "b"]},
+            },
             "errors": {},
             "latency": {"get": {"p50_us": 12.0, "p99_us": 1500.0}},
             "listen": ["tcp://a", "tcp://b"],
@@ -279,7 +283,10 @@ class TestAdministration:
         assert shown[None][1] == [["version", "0.1.0"], ["uptime", "1 h 1 min"]]
         assert shown["databases"] == (["name", "keys", "bytes"], [["shop", "1,234,567", "2.0 KiB"]])
         assert shown["processes"][1] == [["network", "4711", "1.5 %", "1.0 MiB"]]
-        assert shown["oplog"][1][2:] == [["last", "-"], ["torn", "no"]]
+        assert shown["storage"][1] == [["fsync", "always"]]
+        assert shown["storage: oplog"][1][2:] == [["last", "-"], ["spare", "no"]]
+        assert shown["storage: last snapshot"][1] == [["at", "1970-01-01 00:00:00+00:00"]]
+        assert shown["storage: last snapshot: moved"][1] == [["a"], ["b"]]
         assert shown["latency"] == (["", "p50", "p99"], [["get", "12 us", "1.5 ms"]])
         assert shown["listen"][1] == [["tcp://a"], ["tcp://b"]]
         assert "errors" not in shown
