@@ -6,9 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.node import Node, adopt_orphans, leftovers, wait_until
+
+# For runs that only ask whether a test fails (bin/plant): the first failure will do.
+hypothesis.settings.register_profile(
+    "no-shrink",
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    database=None,
+    report_multiple_bugs=False,
+)
 
 _REPORT = pytest.StashKey[pytest.TestReport]()
 

@@ -1,7 +1,7 @@
 """The network core without a network: a driver that plays the loop, the storage writer, the disk and the clients.
 
-The disk is a list of entries' frames; what was published and not yet made durable is lost by `crash`, except for as much
-as the test lets survive. A restart replays the frames, as recovery does.
+The disk is a list of entries' frames; what was published and not yet made durable is lost by `crash`, except for as
+much as the test lets survive. A restart replays the frames, as recovery does.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class CoreDriver:
         self.start = 0
         self.chance = 0
         self.sent: list[tuple[bytes, Any]] = []  # (peer, message), oldest first
+        self.log_reads: list[tuple[int, int]] = []  # (watch, first seq) that the core wants read
+        self.log_begins = 1  # the first seq that the log still holds
         self.peers = 0
         self.restart()
 
@@ -82,6 +84,7 @@ class CoreDriver:
         """A new process on what is durable."""
         self.published.clear()
         self.sent.clear()
+        self.log_reads.clear()
         self.start += 1
         state, tables = replay(self.frames)
         self.core = NetworkCore(
@@ -107,6 +110,7 @@ class CoreDriver:
         if out.publish is not None:
             position, _ = fx.decode_entry(out.publish)
             self.published.append((position.seq, out.publish))
+        self.log_reads += out.log_reads
         for peer, frame in out.sends:
             self.sent.append((peer, unpack(frame)))
         self.core.settle()
@@ -127,6 +131,16 @@ class CoreDriver:
             self.published.clear()
             self.core.made_durable(seq, self.now_ns)
             self.perform()
+
+    def read_log(self, count: int) -> bool:
+        """Serves the oldest read of the log that a watch waits for, with this many entries; False if none does."""
+        if not self.log_reads:
+            return False
+        watch, seq = self.log_reads.pop(0)
+        found = None if seq < self.log_begins else self.frames[seq - 1 :][:count]
+        self.core.log_read(watch, found)
+        self.perform()
+        return True
 
     def tick(self, seconds: float = 1.0) -> None:
         self.unix_ms += int(seconds * 1000)
