@@ -185,6 +185,7 @@ class _Port:
             link = self._link = self._settings.link(session.address)
             for fd, callback in zip(link.fds, (self._drain, self._monitored), strict=True):
                 loop.add_reader(fd, callback)
+                loop.call_soon(callback)  # an edge comes only after a first look found nothing
             session.opened(monotonic())
         link_now, outbox = self._link, session.outbox
         while outbox and link_now is not None:

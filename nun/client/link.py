@@ -125,6 +125,7 @@ class Link:
         """Why the connection is over; None while it stands or is being made."""
         try:
             event = int.from_bytes(self._monitor.recv(_NOBLOCK)[:2], "little")
+            self._monitor.recv(_NOBLOCK)  # the address
         except zmq.Again:
             return None
         if event == zmq.EVENT_DISCONNECTED:

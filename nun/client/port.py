@@ -8,8 +8,8 @@ A lone thread pays a lock for this and no more: it sends, and receives with a pl
 only once a second thread was ever seen, or when an answer takes longer than BRIEFLY_MS.
 
 I1  `_leading` is held by whoever touches link and session.
-I2  A thread that sleeps has registered in `_waiters` before it last tried to lead; a leader releases `_leading` before it
-    looks into `_waiters`. So one of the two sees the other, and somebody always leads while anybody waits.
+I2  A thread that sleeps has registered in `_waiters` before it last tried to lead; a leader releases `_leading` before
+    it looks into `_waiters`. So one of the two sees the other, and somebody always leads while anybody waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The client's end of the protocol: numbers, handshakes, what is in flight, and what time has to say about it.
 
 Pure: no socket, clock, thread or chance. The shell tells it what came and what time it is; it leaves frames in
-`outbox`, targets that have become ready in `finished`, and says by `wants_link` that it needs a fresh link to `address`.
+`outbox`, targets that have become ready in `finished`, and says by `wants_link` that it needs a new link to `address`.
 
               opened                 reply to HELLO
     IDLE  -------------->  GREETING ----------------> READY
@@ -44,7 +44,9 @@ from nun.limits import KIB
 from nun.position import Position
 
 RESEND_AFTER_S: Final = 1.0  # doubles each time
-GREETING_PATIENCE_S: Final = 3.0
+GREETING_PATIENCE_S: Final = (
+    3.0  # doubles each time round; a third where there is another address to try
+)
 SILENCE_S: Final = (
     2.5  # a node from which nothing has come for so long, though it was asked, is given up
 )
@@ -215,7 +217,7 @@ class Session:
         self.outbox.clear()
         self._greeting = self._next_number
         self._next_number += 1
-        self._greeting_until = now + GREETING_PATIENCE_S * 2 ** min(self._attempts, 3)
+        self._greeting_until = now + self._patience()
         hello = (
             m.HELLO,
             m.PROTOCOL_VERSION,
@@ -226,6 +228,13 @@ class Session:
             self._password,
         )
         self.outbox.append((pack(hello), None))
+
+    def _patience(self) -> float:
+        """How long this greeting may take."""
+        several = len(self._addresses) > 1
+        rounds = min(self._attempts // len(self._addresses), 3)
+        patience: float = GREETING_PATIENCE_S / (3 if several else 1) * 2**rounds
+        return patience
 
     def broken(self, now: float, why: str) -> None:
         """The link broke, or is of no use: the session is over and a new one is wanted."""

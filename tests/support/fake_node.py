@@ -44,8 +44,8 @@ class FakeWatch:
 
     def sees(self, key: bytes) -> bool:
         if self.scope == m.WATCH_KEY:
-            return key == self.key
-        return self.scope == m.WATCH_ALL or key.startswith(self.key)
+            return bool(key == self.key)
+        return bool(self.scope == m.WATCH_ALL or key.startswith(self.key))
 
 
 class FakeNode:
@@ -83,11 +83,12 @@ class FakeNode:
         self._wake.connect(self._wake_name)
         self._wake_lock = threading.Lock()
         self._router: zmq.Socket[bytes] | None = None
+        self._router_context: zmq.Context[Any]
+        self._running = True
         self._open("tcp://127.0.0.1:*")
         assert self._router is not None
         self.address: str = self._router.get_string(zmq.LAST_ENDPOINT)
-        self._running = True
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread: threading.Thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> FakeNode:
@@ -99,10 +100,12 @@ class FakeNode:
 
         self.do(end)
         self._thread.join()
-        for socket in (self._wake, self._woken, self._router):
-            if socket is not None:
-                socket.close(0)
+        self._wake.close(0)
+        self._woken.close(0)
         self._context.term()
+        if self._router is not None:
+            self._router.close(0)
+            self._router_context.term()
 
     # What a test may do
 
@@ -120,6 +123,7 @@ class FakeNode:
         def close() -> None:
             assert self._router is not None
             self._router.close(0)
+            self._router_context.term()  # returns when the port is free again
             self._router = None
 
         self.do(close)
@@ -146,11 +150,21 @@ class FakeNode:
 
     def tell(self, message: Message) -> None:
         """Sends every session this message, unasked."""
-        self.do(lambda: [self._send(peer, message) for peer in self._sessions])
+
+        def send() -> None:
+            for peer in self._sessions:
+                self._send(peer, message)
+
+        self.do(send)
 
     def tell_watches(self, make: Callable[[int], Message]) -> None:
         """Sends every watch a message made from its number."""
-        self.do(lambda: [self._send(w.peer, make(n)) for n, w in self._watches.items()])
+
+        def send() -> None:
+            for number, watch in self._watches.items():
+                self._send(watch.peer, make(number))
+
+        self.do(send)
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
         """Waits until something that messages bring about is so."""
@@ -168,7 +182,8 @@ class FakeNode:
     # The thread
 
     def _open(self, endpoint: str) -> None:
-        router = self._router = self._context.socket(zmq.ROUTER)
+        self._router_context = zmq.Context()
+        router = self._router = self._router_context.socket(zmq.ROUTER)
         router.linger = 0
         if self._curve is not None:
             router.curve_server = True

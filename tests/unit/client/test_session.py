@@ -1,0 +1,664 @@
+"""The pure session: every rule of the protocol's client side, with time passed in by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nun import messages as m
+from nun.client import operations as ops
+from nun.client.request import Grant, Request
+from nun.client.session import GREETING_PATIENCE_S, PARKED_MAX, RECEIPT_BYTES, Session
+from nun.client.values import TEXT
+from nun.client.watches import NOWHERE, WatchState
+from nun.codec import pack, unpack
+from nun.core import record
+from nun.errors import (
+    AuthError,
+    BadRequest,
+    ConnectionLost,
+    NoSuchDatabase,
+    OutcomeExpired,
+    Overloaded,
+    PermissionDenied,
+    RequestError,
+    SessionUnknown,
+    UnknownOutcome,
+    VersionConflict,
+    to_wire,
+)
+
+RECORD = record.live(3, 99, b"mary")
+
+
+class Shell:
+    """Plays socket, clock and node."""
+
+    def __init__(self, addresses: tuple[str, ...] = ("tcp://a",), **arguments: Any) -> None:
+        self.session = Session(addresses, b"me", None, None, **arguments)
+        self.now = 100.0
+        self.token = 0
+
+    def sent(self) -> list[Any]:
+        """What the session wants sent now."""
+        messages = []
+        outbox = self.session.outbox
+        while outbox:
+            frame, request = outbox.popleft()
+            if request is not None and request.done:
+                continue
+            if request is not None:
+                request.sent = True
+            messages.append(unpack(frame))
+        return messages
+
+    def begin(self, request: Request, timeout: float = 10.0) -> Request:
+        request.deadline = self.now + timeout
+        frame = self.session.begin(request, self.now)
+        if frame is not None:
+            self.session.outbox.append((frame, request))
+        return request
+
+    def come(self, *message: Any) -> None:
+        self.session.receive(pack(message), self.now)
+
+    def reply(self, message: Any, result: Any = None, position: Any = None, op_id: int = 0) -> None:
+        self.come(0, message[2], result, position, op_id)
+
+    def refuse(self, message: Any, error: RequestError) -> None:
+        code, body = to_wire(error)
+        self.come(code, message[2], body, None, 0)
+
+    def open(self) -> Any:
+        """Opens the link; returns the HELLO."""
+        assert self.session.wants_link
+        self.session.opened(self.now)
+        [hello] = self.sent()
+        assert hello[0] == m.HELLO
+        return hello
+
+    def greet(self, next_number: int = 1) -> Any:
+        hello = self.open()
+        self.token += 1000
+        self.reply(hello, [self.token, 7, next_number, {b"node": b"n1"}])
+        return hello
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.session.tick(self.now)
+
+    def greet_again(self) -> Any:
+        """After the link broke: waits for the pause to end, then greets."""
+        self.pass_time(max(self.session.wakeup() - self.now, 0))
+        return self.greet()
+
+
+@pytest.fixture
+def shell() -> Shell:
+    shell = Shell()
+    shell.greet()
+    return shell
+
+
+@pytest.fixture
+def grant(shell: Shell) -> Grant:
+    """A database that is selected as number 5."""
+    grant = Grant("shop", None, "t")
+    ping = shell.begin(ops.ping(grant))
+    [use] = shell.sent()
+    assert use[0] == m.USE
+    assert use[3:] == [b"shop", None, b"t"]
+    shell.reply(use, [5, {b"strategy": b"none"}])
+    [message] = shell.sent()
+    shell.reply(message)
+    assert ping.done
+    return grant
+
+
+def get(grant: Grant, key: str = "a") -> Request:
+    return ops.get(grant, key, TEXT)
+
+
+def put(grant: Grant, key: str = "a", value: str = "1") -> Request:
+    return ops.set(grant, key, value, None, TEXT)
+
+
+def watch_of(grant: Grant, pattern: str = "a", credit: int = 1000) -> WatchState:
+    return WatchState(grant, pattern, None, credit, TEXT)
+
+
+# Greeting
+
+
+def test_hello_carries_version_client_and_credentials() -> None:
+    session = Session(("tcp://a",), b"me", "nun", "pwd")
+    session.opened(1.0)
+    [(frame, request)] = session.outbox
+    assert request is None
+    assert unpack(frame) == [m.HELLO, m.PROTOCOL_VERSION, 1, b"me", None, b"nun", b"pwd"]
+
+
+def test_what_is_asked_before_the_greeting_gets_its_number_from_the_node() -> None:
+    shell = Shell()
+    request = shell.begin(ops.status())
+    shell.greet(next_number=500)
+    [message] = shell.sent()
+    assert message[:3] == [m.STATUS, 1000, 500]
+    shell.reply(message, {b"node": b"n1"})
+    assert request.answer() == {"node": "n1"}
+
+
+def test_a_second_greeting_says_when_this_client_was_born(shell: Shell) -> None:
+    shell.session.broken(shell.now, "gone")
+    assert shell.greet_again()[4] == 7
+
+
+def test_a_refused_greeting_ends_all_that_waits() -> None:
+    shell = Shell()
+    request = shell.begin(ops.status())
+    shell.refuse(shell.open(), AuthError("wrong password"))
+    with pytest.raises(AuthError, match="wrong password"):
+        request.answer()
+    assert shell.session.finished == [request]
+
+
+def test_a_node_that_takes_no_session_now_is_asked_again_after_the_time_it_named() -> None:
+    shell = Shell()
+    request = shell.begin(ops.status(), timeout=60)
+    shell.refuse(shell.open(), Overloaded("full", retry_after_ms=5000))
+    assert not request.done
+    shell.pass_time(4.9)
+    assert not shell.session.wants_link
+    shell.pass_time(0.2)
+    shell.greet()
+    assert [message[0] for message in shell.sent()] == [m.STATUS]
+
+
+def test_a_node_that_does_not_answer_is_given_up_for_the_next() -> None:
+    shell = Shell(("tcp://a", "tcp://b"))
+    shell.begin(ops.status(), timeout=60)
+    shell.open()
+    assert shell.session.wakeup() == shell.now + GREETING_PATIENCE_S / 3
+    shell.pass_time(GREETING_PATIENCE_S / 3)
+    assert shell.session.address == "tcp://b"
+    assert not shell.session.wants_link
+    shell.pass_time(0.05)
+    shell.greet()
+    assert [message[0] for message in shell.sent()] == [m.STATUS]
+
+
+def test_attempts_that_fail_come_further_and_further_apart() -> None:
+    shell = Shell()
+    shell.begin(ops.status(), timeout=600)
+    pauses = []
+    for _ in range(7):
+        shell.open()
+        shell.session.broken(shell.now, "refused")
+        pauses.append(shell.session.wakeup() - shell.now)
+        shell.pass_time(pauses[-1])
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+
+def test_a_session_that_lived_is_replaced_at_once(shell: Shell) -> None:
+    shell.pass_time(2.0)
+    shell.session.broken(shell.now, "gone")
+    assert shell.session.wants_link
+
+
+def test_a_late_or_foreign_answer_is_ignored(shell: Shell) -> None:
+    shell.come(0, 12345, None, None, 0)
+    shell.come(m.PROBE)
+    assert shell.session.finished == []
+    assert shell.session.token is not None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xc1",
+        pack(1),
+        pack([]),
+        pack(["x"]),
+        pack([0, 1]),
+        pack([m.EVENTS]),
+        pack([6, 2, 3, 0, 0]),
+    ],
+)
+def test_what_is_no_message_ends_the_link(shell: Shell, frame: bytes) -> None:
+    shell.begin(ops.status())
+    [message] = shell.sent()
+    assert message[2] == 2
+    shell.session.receive(frame, shell.now)
+    assert shell.session.token is None
+    assert "no message" in shell.session.trouble
+
+
+# Databases
+
+
+def test_requests_wait_for_their_database_and_go_out_in_order(shell: Shell) -> None:
+    grant = Grant("shop", None, "t")
+    requests = [shell.begin(get(grant, key)) for key in "abc"]
+    [use] = shell.sent()
+    shell.reply(use, [9, {}])
+    messages = shell.sent()
+    assert [(message[0], message[3], message[4]) for message in messages] == [
+        (m.GET, 9, b"a"),
+        (m.GET, 9, b"b"),
+        (m.GET, 9, b"c"),
+    ]
+    shell.reply(messages[0], RECORD)
+    assert requests[0].answer().value == "mary"
+
+
+def test_a_database_that_is_refused_refuses_what_waits_for_it(shell: Shell) -> None:
+    grant = Grant("shop", None, "t")
+    request = shell.begin(get(grant))
+    watch = watch_of(grant)
+    shell.session.watch(watch, shell.now)
+    [use] = shell.sent()
+    shell.refuse(use, NoSuchDatabase("there is no database 'shop'", database="shop"))
+    with pytest.raises(NoSuchDatabase):
+        request.answer()
+    assert isinstance(watch.error, NoSuchDatabase)
+
+
+def test_a_selection_that_was_taken_away_is_made_again(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(get(grant))
+    [message] = shell.sent()
+    shell.refuse(message, AuthError("not selected"))
+    with pytest.raises(AuthError):
+        request.answer()
+    shell.begin(get(grant))
+    assert [message[0] for message in shell.sent()] == [m.USE]
+
+
+# Requests
+
+
+def test_a_write_carries_the_least_number_without_an_answer(shell: Shell, grant: Grant) -> None:
+    first = shell.begin(put(grant))
+    second = shell.begin(put(grant))
+    messages = shell.sent()
+    assert [message[3] for message in messages] == [first.number, first.number]
+    shell.reply(messages[1], 1, [1, 1, 1, 2], 5)
+    shell.begin(put(grant))
+    [message] = shell.sent()
+    assert message[3] == first.number
+    shell.reply(messages[0], 1, [1, 1, 1, 2], 5)
+    shell.reply(message, 1, [1, 1, 1, 2], 5)
+    last = shell.begin(put(grant))
+    assert shell.sent()[0][3] == last.number
+    assert second.answer().version == 1
+
+
+def test_a_request_that_cannot_be_encoded_ends_by_itself(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(get(grant, "\ud800"))
+    with pytest.raises(BadRequest, match="cannot be encoded"):
+        request.answer()
+    assert shell.session.in_flight == {}
+
+
+def test_a_refusal_carries_the_current_entry(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(put(grant))
+    [message] = shell.sent()
+    shell.refuse(message, VersionConflict("no", key=b"a", current=RECORD))
+    with pytest.raises(VersionConflict) as caught:
+        request.answer()
+    assert caught.value.key == "a"
+    assert (caught.value.current.key, caught.value.current.value) == ("a", "mary")
+
+
+def test_what_is_in_flight_is_sent_again_in_order_after_a_lost_link(
+    shell: Shell, grant: Grant
+) -> None:
+    requests = [shell.begin(put(grant, key)) for key in "abc"]
+    status = shell.begin(ops.status())
+    shell.sent()
+    shell.session.broken(shell.now, "gone")
+    shell.greet_again()
+    use, again = shell.sent()
+    assert (again[0], again[2]) == (m.STATUS, status.number)
+    shell.reply(use, [8, {}])
+    messages = shell.sent()
+    assert [message[1] for message in messages] == [2000] * 3
+    assert [message[2] for message in messages] == [request.number for request in requests]
+    assert [message[4] for message in messages] == [8] * 3
+    for message in messages:
+        shell.reply(message, 1, [1, 1, 1, 2], 5)
+    assert [request.answer().version for request in requests] == [1, 1, 1]
+
+
+def test_an_unknown_session_is_made_anew_and_loses_nothing(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(put(grant))
+    [message] = shell.sent()
+    shell.refuse(message, SessionUnknown("who are you?"))
+    assert not request.done
+    shell.greet_again()
+    [use] = shell.sent()
+    shell.reply(use, [5, {}])
+    [again] = shell.sent()
+    assert again[2] == message[2]
+
+
+def test_a_request_without_an_answer_is_sent_again_and_again(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(put(grant), timeout=60)
+    shell.sent()
+    began = shell.now
+    times = []
+    while len(times) < 3:
+        shell.pass_time(0.125)
+        shell.come(m.PROBE)
+        messages = shell.sent()
+        if messages:
+            assert [message[0] for message in messages] == [m.SET, m.PING]
+            assert messages[0][2] == request.number
+            times.append(shell.now - began)
+    assert times == [1.0, 3.0, 7.0]
+
+
+def test_snapshots_are_not_asked_for_twice(shell: Shell) -> None:
+    shell.begin(ops.snapshot(None, False), timeout=60)
+    shell.sent()
+    for _ in range(50):
+        shell.pass_time(0.5)
+        shell.come(m.PROBE)
+    assert shell.sent() == []
+
+
+def test_a_node_that_has_gone_silent_is_given_up(shell: Shell, grant: Grant) -> None:
+    shell.begin(get(grant), timeout=60)
+    shell.sent()
+    for _ in range(40):
+        shell.pass_time(0.1)
+    assert shell.session.token is None
+    assert "silent" in shell.session.trouble
+
+
+def test_a_read_that_times_out_is_lost(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(get(grant), timeout=0.5)
+    shell.sent()
+    assert shell.session.wakeup() == shell.now + 0.5
+    shell.pass_time(0.5)
+    with pytest.raises(ConnectionLost):
+        request.answer()
+    assert shell.session.in_flight == {}
+
+
+def test_a_write_that_was_never_sent_is_lost_and_no_more() -> None:
+    shell = Shell()
+    request = shell.begin(put(Grant("shop", None, "t")), timeout=0.5)
+    shell.pass_time(0.5)
+    with pytest.raises(ConnectionLost):
+        request.answer()
+
+
+def test_a_write_that_times_out_is_unknown_and_can_be_asked_about(
+    shell: Shell, grant: Grant
+) -> None:
+    request = shell.begin(put(grant), timeout=0.5)
+    [message] = shell.sent()
+    shell.pass_time(0.5)
+    with pytest.raises(UnknownOutcome) as caught:
+        request.answer(lambda timeout: f"asked again {timeout}")
+    assert caught.value.reason == "timeout"
+    assert caught.value.retry(3) == "asked again 3"
+    # It keeps the floor down, and is not sent again by itself.
+    later = shell.begin(put(grant))
+    assert shell.sent()[0][3] == request.number
+    shell.session.broken(shell.now, "gone")
+    shell.greet_again()
+    shell.reply(shell.sent()[0], [5, {}])
+    assert [message[2] for message in shell.sent()] == [later.number]
+    request.deadline = shell.now + 10
+    shell.session.retry(request, shell.now)
+    [again] = shell.sent()
+    assert again[2:] == [*message[2:4], 5, *message[5:]]
+    shell.reply(again, 4, [1, 1, 1, 9], 77)
+    assert request.answer().op_id == 77
+
+
+def test_a_late_answer_settles_an_unknown_outcome(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(put(grant), timeout=0.5)
+    [message] = shell.sent()
+    shell.pass_time(0.5)
+    shell.reply(message, 4, [1, 1, 1, 9], 77)
+    shell.session.retry(request, shell.now)
+    assert shell.sent() == []
+    assert request.answer().version == 4
+
+
+def test_only_so_many_unknown_outcomes_are_kept(shell: Shell, grant: Grant) -> None:
+    requests = [shell.begin(put(grant), timeout=0.5) for _ in range(PARKED_MAX + 3)]
+    shell.sent()
+    shell.pass_time(0.5)
+    assert len(shell.session.in_flight) == PARKED_MAX
+    assert next(iter(shell.session.in_flight)) == requests[3].number
+    # Asked again, the node says that it has forgotten.
+    requests[0].deadline = shell.now + 10
+    shell.session.retry(requests[0], shell.now)
+    [message] = shell.sent()
+    assert message[3] == message[2] == requests[0].number
+    shell.refuse(message, OutcomeExpired("forgotten"))
+    with pytest.raises(UnknownOutcome) as caught:
+        requests[0].answer(lambda _: None)
+    assert caught.value.reason == "expired"
+    with pytest.raises(UnknownOutcome):
+        caught.value.retry()
+
+
+def test_a_write_under_way_when_the_session_is_refused_is_unknown(
+    shell: Shell, grant: Grant
+) -> None:
+    write, read = shell.begin(put(grant)), shell.begin(get(grant))
+    shell.sent()
+    shell.session.broken(shell.now, "gone")
+    shell.pass_time(1.0)
+    shell.refuse(shell.open(), AuthError("the password was changed"))
+    with pytest.raises(UnknownOutcome) as caught:
+        write.answer()
+    assert caught.value.reason == "lost"
+    with pytest.raises(AuthError):
+        read.answer()
+
+
+def test_a_request_that_nobody_waits_for_is_forgotten(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(put(grant))
+    shell.session.forget(request)
+    assert shell.sent() == []
+    assert shell.session.in_flight == {}
+    early = Shell()
+    request = early.begin(ops.status())
+    early.session.forget(request)
+    early.greet()
+    assert early.sent() == []
+
+
+def test_receipts_are_shown_for_so_many_bytes_at_a_time(shell: Shell, grant: Grant) -> None:
+    for _ in range(3):
+        shell.begin(get(grant))
+    messages = shell.sent()
+    large = record.live(1, 1, bytes(RECEIPT_BYTES // 2))
+    for receipt, message in enumerate(messages):
+        shell.come(m.RECEIPT, 0, message[2], large, None, 0, 40 + receipt)
+    assert shell.sent() == [[m.PING, 1000, 0, 41]]
+    assert len(shell.session.finished) >= 3
+
+
+def test_closing_ends_everything_and_says_goodbye(shell: Shell, grant: Grant) -> None:
+    write, read = shell.begin(put(grant)), shell.begin(get(grant))
+    unsent = put(grant)
+    watch = watch_of(grant)
+    shell.session.watch(watch, shell.now)
+    shell.sent()
+    shell.begin(unsent)
+    assert unpack(shell.session.close() or b"") == [m.BYE, 1000, 0]
+    with pytest.raises(UnknownOutcome):
+        write.answer()
+    for request in (read, unsent):
+        with pytest.raises(ConnectionLost):
+            request.answer()
+    assert isinstance(watch.error, ConnectionLost)
+    shell.session.broken(shell.now, "gone")
+    shell.session.tick(shell.now)
+    assert not shell.session.wants_link
+    assert Session(("tcp://a",), b"me", None, None).close() is None
+
+
+def test_a_request_given_up_by_its_shell_says_what_can_be_known(grant: Grant) -> None:
+    write = put(grant)
+    write.give_up("closed")
+    with pytest.raises(ConnectionLost, match="closed"):
+        write.answer()
+    write = put(grant)
+    write.sent = True
+    write.give_up("closed")
+    with pytest.raises(UnknownOutcome):
+        write.answer()
+
+
+# Watches
+
+
+def start(shell: Shell, watch: WatchState, number: int = 31, seq: int = 40) -> Any:
+    """Has the watch asked for and served; returns what asked for it."""
+    shell.session.watch(watch, shell.now)
+    [message] = shell.sent()
+    assert message[0] == m.WATCH
+    shell.reply(message, number, [1, 1, 1, seq])
+    return message
+
+
+def event(key: bytes, seq: int) -> list[Any]:
+    return [m.EVENT_SET, key, b"v", 1, seq * 10, seq]
+
+
+def test_a_watch_is_asked_for_and_fed(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant, "user:*")
+    message = start(shell, watch)
+    assert message[3:] == [5, m.WATCH_PREFIX, b"user:", None, 1000]
+    assert watch.begun
+    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [event(b"user:1", 41)]]))
+    shell.come(m.EVENTS, 99, pack([[1, 1, 1], [event(b"user:2", 42)]]))
+    assert watch in shell.session.finished
+    taken = watch.take()
+    assert taken is not None
+    assert taken.key == "user:1"
+    assert watch.take() is None
+
+
+def test_a_watch_goes_on_where_it_was_after_a_lost_link(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [event(b"a", 41), event(b"a", 42)]]))
+    watch.take()
+    watch.take()
+    shell.session.broken(shell.now, "gone")
+    assert watch.number is None
+    shell.greet_again()
+    [use] = shell.sent()
+    shell.reply(use, [6, {}])
+    [message] = shell.sent()
+    assert message[3:] == [6, m.WATCH_KEY, b"a", [1, 1, 1, 41], 1000]
+
+
+def test_a_watch_that_is_refused_ends(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    shell.session.watch(watch, shell.now)
+    [message] = shell.sent()
+    shell.refuse(message, PermissionDenied("no"))
+    assert isinstance(watch.error, PermissionDenied)
+
+
+def test_a_watch_that_was_live_survives_a_node_that_is_overloaded(
+    shell: Shell, grant: Grant
+) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    shell.session.broken(shell.now, "gone")
+    shell.greet_again()
+    [use] = shell.sent()
+    shell.reply(use, [5, {}])
+    [message] = shell.sent()
+    shell.refuse(message, Overloaded("watches_max", retry_after_ms=3000))
+    assert watch.error is None
+    shell.pass_time(2.9)
+    assert shell.sent() == []
+    assert shell.session.wakeup() == pytest.approx(shell.now + 0.1)
+    shell.pass_time(0.2)
+    assert [message[0] for message in shell.sent()] == [m.WATCH]
+
+
+def test_a_watch_that_is_not_served_in_time_ends(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    watch.deadline = shell.now + 1
+    shell.session.watch(watch, shell.now)
+    shell.pass_time(1.0)
+    assert isinstance(watch.error, ConnectionLost)
+
+
+def test_a_watch_that_the_node_ends_says_why(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    shell.come(m.WATCH_ENDED, 31, NoSuchDatabase.code, "dropped", {"database": "shop"})
+    assert isinstance(watch.error, NoSuchDatabase)
+    assert watch.error.fields == {"database": "shop"}
+    shell.come(m.WATCH_ENDED, 31, NoSuchDatabase.code, "dropped", {})
+
+
+def test_a_watch_is_closed_at_the_node_too(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    shell.session.unwatch(watch, shell.now)
+    [message] = shell.sent()
+    assert (message[0], message[3]) == (m.UNWATCH, 31)
+    shell.reply(message, True)
+
+
+def test_a_watch_that_is_closed_before_it_is_served_is_closed_when_it_is(
+    shell: Shell, grant: Grant
+) -> None:
+    watch = watch_of(grant)
+    shell.session.watch(watch, shell.now)
+    shell.session.unwatch(watch, shell.now)
+    [message] = shell.sent()
+    shell.reply(message, 31, [1, 1, 1, 40])
+    assert [message[0] for message in shell.sent()] == [m.UNWATCH]
+
+
+def test_credit_is_returned_to_the_stream_that_it_came_from(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    body = pack([[1, 1, 1], [event(b"a", 41)]])
+    shell.come(m.EVENTS, 31, body)
+    watch.take()
+    assert watch.take() is None
+    owed = watch.take_owed()
+    assert owed[0] == len(body)
+    shell.session.give_credit(watch, owed)
+    assert shell.sent() == [[m.CREDIT, 1000, 0, 31, len(body)]]
+    shell.session.broken(shell.now, "gone")
+    shell.session.give_credit(watch, owed)
+    assert shell.sent() == []
+
+
+def test_a_copy_that_was_cut_off_is_asked_for_anew(shell: Shell, grant: Grant) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    compacted = [m.EVENT_COMPACTED, None, None, 0, 0, 50]
+    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [compacted, event(b"a", 50)]]))
+    assert [watch.take().kind, watch.take().kind] == ["compacted", "set"]  # type: ignore[union-attr]
+    shell.session.broken(shell.now, "gone")
+    shell.greet_again()
+    shell.reply(shell.sent()[0], [5, {}])
+    assert shell.sent()[0][6] == list(NOWHERE)
+
+
+def test_a_slow_selection_does_not_make_the_session_spin(shell: Shell) -> None:
+    watch = watch_of(Grant("shop", None, "t"))
+    watch.deadline = shell.now + 5
+    shell.session.watch(watch, shell.now)
+    shell.sent()
+    assert shell.session.wakeup() > shell.now + 0.5
