@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import nun
-from tests.support.node import ADMIN, ROOT, Node
+from tests.support.node import ADMIN, ROOT, Node, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -94,3 +97,66 @@ def test_watch_prints_what_others_write(names_node: Node) -> None:
         ("set", "user:1", "mary"),
         ("removed", "user:1", None),
     ]
+
+
+def test_interrupting_is_quiet(names_node: Node, tmp_path: Path) -> None:
+    with nun.Client(names_node.address) as client:
+        first = client.database("names", token="t").set("name", "mary").position
+    watching = nun_command(names_node, "watch", "--since", f"{first.epoch}:{first.seq - 1}")
+    assert watching.stdout is not None
+    assert b"\tset\tname\t" in watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    assert finish(watching) == (130, b"", "")
+    source = tmp_path / "many.jsonl"
+    with source.open("w") as file:
+        file.writelines(f'{{"key": "k{number}", "value": ""}}\n' for number in range(200_000))
+    importing = nun_command(names_node, "import", str(source), "--batch", "100", "--in-flight", "1")
+    journal = tmp_path / "many.jsonl.nun-progress"
+    wait_until(journal.exists, "the import to be under way")
+    importing.send_signal(signal.SIGINT)
+    status, out, err = finish(importing)
+    assert (status, out) == (130, b"")
+    assert "call again to go on" in err
+    assert err.count("\n") == 1
+    status, out, err = finish(nun_command(names_node, "import", str(source), "--json"))
+    assert status == 0, err
+    assert json.loads(out)["resumed_after"] > 0
+    with nun_command(names_node, "keys") as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        assert listing.stdout.readline() == b"k0\n"
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 141
+
+
+def test_an_import_waits_for_a_node_that_is_away(names_node: Node, tmp_path: Path) -> None:
+    source = tmp_path / "few.csv"
+    source.write_text("key,value\na,1\nb,2\n")
+    names_node.stop()
+    arguments = ("import", str(source), "--timeout", "0.5")
+    status, _, err = finish(nun_command(names_node, *arguments, "--retry-for", "0"))
+    assert status == 3, err
+    importing = nun_command(names_node, *arguments)
+    assert importing.stderr is not None
+    assert b"waiting up to" in importing.stderr.readline()
+    names_node.restart()
+    status, _, err = finish(importing)
+    assert status == 0, err
+    assert "the node is back" in err
+    assert finish(nun_command(names_node, "get", "b")) == (0, b"2\n", "")
+
+
+def test_curve_keys_from_keygen(start_node: Callable[..., Node], tmp_path: Path) -> None:
+    keys_file = tmp_path / "keys.toml"
+    made = subprocess.run(
+        [sys.executable, "-m", "nun.cli.main", "keygen", "--write", keys_file], cwd=ROOT, check=True
+    )
+    assert made.returncode == 0
+    node = start_node(tomllib.loads(keys_file.read_text()))
+    key = tomllib.loads(keys_file.read_text())["security"]["curve_public_key"]
+    admin = ("--user", ADMIN["user"], "--password", ADMIN["password"])
+    assert finish(nun_command(node, *admin, "--server-key", key, "create-db", "names", "t"))[0] == 0
+    assert finish(nun_command(node, "--server-key", key, "set", "a", "1"))[0] == 0
+    assert finish(nun_command(node, "--timeout", "1", "get", "a"))[0] == 3
+    assert finish(nun_command(node, "--server-key", "short", "get", "a"))[0] == 2
