@@ -56,7 +56,7 @@ class Repl:
         self._settings = settings
         self._client: nun.Client | None = None
         self._database: Any = None
-        self.database_name: str | None = None
+        self.database_name = settings.database
         self.status = 0
         self.commands: Final = {
             "use-db": Command(self._use, "NAME TOKEN | NAME USER TOKEN", 2, 3, "select a database"),

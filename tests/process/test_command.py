@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -19,14 +20,23 @@ from tests.support.node import ADMIN, ROOT, Node, wait_until
 pytestmark = pytest.mark.process
 
 
-def nun_command(node: Node, *arguments: str) -> subprocess.Popen[bytes]:
-    environ = {**os.environ, "NUN_SERVER": node.address, "NUN_DATABASE": "names", "NUN_TOKEN": "t"}
+def nun_command(node: Node, *arguments: str, on: int | None = None) -> subprocess.Popen[bytes]:
+    """Starts the command as a client of the database "names"; `on`: the terminal to run it on."""
+    environ = {
+        **os.environ,
+        "HOME": str(node.directory),
+        "TERM": "xterm",
+        "NUN_SERVER": node.address,
+        "NUN_DATABASE": "names",
+        "NUN_TOKEN": "t",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "nun.cli.main", *arguments],
         cwd=ROOT,
         env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL if on is None else on,
+        stdout=subprocess.PIPE if on is None else on,
+        stderr=subprocess.PIPE if on is None else on,
     )
 
 
@@ -160,3 +170,50 @@ def test_curve_keys_from_keygen(start_node: Callable[..., Node], tmp_path: Path)
     assert finish(nun_command(node, "--server-key", key, "set", "a", "1"))[0] == 0
     assert finish(nun_command(node, "--timeout", "1", "get", "a"))[0] == 3
     assert finish(nun_command(node, "--server-key", "short", "get", "a"))[0] == 2
+
+
+def on_a_terminal(node: Node, typed: bytes, *arguments: str) -> tuple[int, bytes]:
+    """Runs the command with a terminal on all three sides; gives its status and all that it showed."""
+    ours, theirs = pty.openpty()
+    with open(ours, "r+b", buffering=0) as terminal:
+        process = nun_command(node, *arguments, on=theirs)
+        os.close(theirs)
+        terminal.write(typed)
+        shown = b""
+        while True:
+            try:
+                some = terminal.read(65536)
+            except OSError:  # how Linux says that the other side was closed
+                break
+            if not some:
+                break
+            shown += some
+        return process.wait(60), shown
+
+
+def test_a_terminal_gets_a_bar_and_a_prompt(names_node: Node, tmp_path: Path) -> None:
+    source = tmp_path / "few.csv"
+    source.write_text("key,value\na,1\nbad\nb,2\n")
+    status, shown = on_a_terminal(names_node, b"", "import", str(source), "--skip-bad")
+    assert status == 1
+    assert "━".encode() in shown
+    assert b"line 3: expected at least 2 fields" in shown
+    assert b"imported 2 records" in shown
+    lines = b"get a\nincrement a 4\nfrobnicate\nexit\n"
+    status, shown = on_a_terminal(names_node, lines, "repl")
+    assert status == 1
+    assert b"names> " in shown
+    assert b"\n5\r\n" in shown
+    assert b"unknown command 'frobnicate'" in shown
+
+
+def test_bench_measures_and_leaves_nothing(names_node: Node) -> None:
+    arguments = ("bench", "--seconds", "0.1", "--keys", "500", "--batch", "50", "--clients", "2")
+    status, out, err = finish(nun_command(names_node, *arguments, "--json"))
+    assert status == 0, err
+    found = json.loads(out)
+    assert list(found) == ["set", "get", "set_many of 50", "get_many of 50"]
+    for line in found.values():
+        assert line["operations_per_s"] > 0
+        assert line["p50_ms"] <= line["p99_ms"] <= line["max_ms"]
+    assert finish(nun_command(names_node, "keys", "bench:*")) == (0, b"", "")
