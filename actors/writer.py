@@ -1,35 +1,42 @@
 """The storage writer: the only process that writes the files of a data directory.
 
-It subscribes to the node's op stream, appends what arrives to the oplog, makes it durable as the policy says, and says so
-on the ack channel: one append, one sync, one message a turn, however many entries were waiting. Snapshots are taken in
-slices between the commits; their blocking calls run in a thread.
+It subscribes to the node's op stream, appends what arrives to the oplog, makes it durable as the policy says, and
+says so on the ack channel: one append, one sync, one message a turn, however many entries were waiting
+(nun/core/commit.py decides). Snapshots run beside that (actors/snapshotting.py). Its life:
+
+    lock the directory, raise `start`  ->  recover log and files  ->  RECOVERED  ->  SUBSCRIBED: snapshots may begin
+    ->  commit  ->  STOP: sync, close, exit 0
+
+A full disk is told to the network process, which then refuses writes: when an append found no room (the same
+entries are tried again until there is some), and before that, when the log's next segment cannot be made ready.
 """
 
 from __future__ import annotations
 
-import errno
+import gc
 import time
-from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from actors import sockets
-from actors.child import Child, run_child
+from actors.child import EXIT_CANNOT_START, Child, run_child
+from actors.snapshotting import FULL_ERRNOS, Snapshotting
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core.commit import Commit
 from nun.errors import StorageError
+from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from nun.position import Position
 from storage.directory import DataDirectory
 from storage.oplog import LogReader, Oplog
-from storage.snapshot import SnapshotReport, Snapshots
+from storage.snapshot import Snapshots
 
-TICK_S: Final = 0.05
+TICK_S: Final = 0.1
 DISK_RETRY_S: Final = 0.5
-EXIT_CANNOT_START: Final = 3
+GARBAGE_S: Final = 10.0
+_THREADS: Final = 2  # a snapshot's syncs, and the next segment of the log
 
 
 def _now_ms() -> int:
@@ -43,6 +50,7 @@ class Writer:
         self.child = child
         self.log = child.log
         self.loop = child.loop
+        self.loop.story = self.story
         storage = child.config.storage
         self.directory = DataDirectory.open(Path(child.config.node.data_dir))
         identity = self.directory.begin_start()
@@ -56,27 +64,47 @@ class Writer:
             )
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
+        if self.snapshots.finished:
+            self.log.info("snapshot_finished", files=self.snapshots.finished)
         self.commit = Commit(self.oplog.last, storage.fsync, storage.fsync_interval_ms)
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
-        self.waiting: list[tuple[Position, bytes]] = []  # taken, and not appended: the disk is full
-        self.full = False
-        self.retry_at = 0.0
+        self.waiting: list[tuple[Position, bytes]] = []  # taken, and the disk had no room for them
+        self.full: dict[str, str] = {}  # why the disk counts as full, by what found no room
+        self.following = False  # whether the network process has this writer on its stream
         self.making_spare = False
-        self.jobs: deque[Job] = deque()
-        self.job: Job | None = None
-        self.job_blocked = False
-        self.last_snapshot: dict[str, Any] = {}
-        self.snapshot_due = time.monotonic() + storage.snapshot_interval_s
-        self.log_bytes_since_snapshot = 0
-        self.network_follows = False
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
+        self.snapshotting = Snapshotting(
+            self.snapshots,
+            storage,
+            self.loop,
+            self.threads,
+            self.log,
+            self.make_durable,
+            self.log_bytes_behind(),
+        )
         self.stream = sockets.op_stream_subscriber(child.context, child.run_dir)
         self.acks = sockets.op_acks_dealer(child.context, child.run_dir)
         self.loop.on_readable(self.stream, self.stream_readable)
         self.loop.on_readable(self.acks, self.acks_readable)
         self.loop.every(TICK_S, self.tick)
+        if storage.fsync == "interval":
+            self.loop.every(storage.fsync_interval_ms / 1_000, self.sync)
         child.on_stop(self.stop)
-        self.tell(
-            (m.RECOVERED, identity.cluster_id, identity.node, identity.start, self.oplog.last)
+        self.leave_garbage_alone()
+        last = self.oplog.last
+        self.tell((m.RECOVERED, identity.cluster_id, identity.node, identity.start, last))
+        self.log.info(
+            "recovered",
+            start=identity.start,
+            position=None if last is None else str(last),
+            log_bytes=self.oplog.size,
+        )
+
+    def story(self) -> str:
+        """One line about where it stands."""
+        commit = self.commit
+        return (
+            f"received {commit.received}, appended {commit.appended}, synced {commit.synced}, "
+            f"waiting {len(self.waiting)}, full {self.full}, snapshot {self.snapshotting.story()}"
         )
 
     def tell(self, message: tuple[Any, ...]) -> None:
@@ -86,218 +114,168 @@ class Writer:
     # Entries
 
     def stream_readable(self) -> bool:
-        frames = []
-        while (frame := sockets.receive_frame(self.stream)) is not None:
+        """One turn: drain what was published, append it, sync, announce."""
+        frames: list[bytes] = []
+        size = 0
+        stream, receive = self.stream, sockets.receive_frame
+        while len(frames) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
+            frame = receive(stream)
+            if frame is None:
+                break
             frames.append(frame)
-        self.take(frames)
-        return True
+            size += len(frame)
+        return self.take(frames)
 
-    def take(self, frames: list[bytes]) -> None:
+    def take(self, frames: Sequence[bytes]) -> bool:
         """Appends, syncs and announces what is new in these frames."""
         taken = self.commit.take(frames)
         if taken:
-            self.waiting += taken
-            self.append()
+            self.waiting = self.waiting + taken if self.waiting else taken
+            if "log" not in self.full:  # else its next try is set
+                self.append()
         gap = self.commit.gap(_now_ms())
         if gap is not None:
             self.log.warning("gap", from_seq=gap)
             self.tell((m.GAP, gap))
+        return bool(taken)
 
     def append(self) -> None:
-        if not self.waiting or (self.full and time.monotonic() < self.retry_at):
-            return
+        """Appends what waits. When there is no room, this comes again until there is."""
+        entries = self.waiting
         try:
-            self.oplog.append(self.waiting)
+            self.oplog.append(entries)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL_ERRNOS:
                 raise
-            self.retry_at = time.monotonic() + DISK_RETRY_S
-            self.disk_is(True, f"the log cannot grow: {error.strerror}")
+            self.found_no_room("log", f"the log cannot grow: {error.strerror}")
+            self.loop.after(DISK_RETRY_S, self.append)
             return
-        self.disk_is(False, "there is room again")
-        self.commit.was_appended(self.waiting[-1][0])
-        self.log_bytes_since_snapshot += sum(len(frame) for _, frame in self.waiting)
         self.waiting = []
+        self.commit.was_appended(entries[-1][0])
+        self.snapshotting.appended(sum(len(frame) for _, frame in entries))
         self.sync()
+        if self.full:
+            self.found_room("log")
 
     def sync(self) -> None:
-        if self.commit.wants_sync(_now_ms()):
-            appended = self.commit.appended
-            self.oplog.sync()
-            self.commit.was_synced(appended, _now_ms())
-        durable = self.commit.durable()
+        """Syncs if the policy wants it now, and announces what is durable. A sync that fails ends the process."""
+        commit = self.commit
+        if commit.wants_sync(_now_ms()):
+            self.sync_log()
+        durable = commit.durable()
         if durable is not None:
             self.tell((m.DURABLE, *durable))
+            if self.child.debug:
+                self.log.debug("durable", position=str(durable))
 
-    def disk_is(self, full: bool, text: str) -> None:
-        if full != self.full:
-            self.full = full
-            self.tell((m.DISK, full, text))
-            self.log.warning("disk_full" if full else "disk_has_room", detail=text)
+    def sync_log(self) -> None:
+        appended = self.commit.appended
+        self.oplog.sync()
+        self.commit.was_synced(appended, _now_ms())
+
+    def make_durable(self) -> int:
+        """Whatever the policy, all that was appended is durable after this; returns its last seq."""
+        if self.commit.synced != self.commit.appended:
+            self.sync_log()
+        return 0 if self.commit.synced is None else self.commit.synced.seq
 
     # The network process
 
     def acks_readable(self) -> bool:
         while (frame := sockets.receive_frame(self.acks)) is not None:
             message = unpack(frame)
-            kind = message[0]
-            if kind == m.SUBSCRIBED:
-                self.network_follows = True
-            elif kind == m.ENTRIES:
-                self.take(message[1])
-            elif kind == m.TAKE_SNAPSHOT:
-                _, ticket, databases, reclaim = message
-                self.jobs.append(Job(ticket, databases, reclaim))
-            elif kind == m.ASK_STORAGE:
-                self.tell((m.STORAGE, message[1], self.describe()))
-        self.run_jobs()
+            match message:
+                case [m.ENTRIES, list() as frames]:
+                    self.take(frames)
+                case [m.SUBSCRIBED, _]:
+                    self.following = True
+                case [m.TAKE_SNAPSHOT, ticket, databases, reclaim]:
+                    self.snapshotting.ask(databases, reclaim, self.answer(ticket))
+                case [m.ASK_STORAGE, ticket]:
+                    self.tell((m.STORAGE, ticket, self.describe()))
         return True
+
+    def answer(self, ticket: int) -> Callable[[str | None, dict[str, Any]], None]:
+        return lambda error, report: self.tell((m.SNAPSHOT_TAKEN, ticket, error, report))
 
     def describe(self) -> dict[str, Any]:
         """What `status` tells of the files."""
         return {
+            "data_dir": str(self.directory.path),
             "fsync": self.commit.policy,
             "oplog": self.oplog.describe(),
-            "snapshots": self.snapshots.describe(),
-            "last_snapshot": self.last_snapshot,
-            "log_bytes_since_snapshot": self.log_bytes_since_snapshot,
-            "disk_full": self.full,
+            "snapshots": self.snapshotting.describe(),
+            "last_snapshot": self.snapshotting.last,
+            "disk_full": "; ".join(self.full.values()) or None,
             "disk_free_bytes": self.directory.disk.free_bytes(),
         }
 
-    # Snapshots
+    # Room on the disk
 
-    def run_jobs(self) -> None:
-        """Gives the present snapshot a slice, or begins the next."""
-        if self.job is None and self.jobs and self.network_follows:
-            self.begin(self.jobs.popleft())
-        if self.job is not None and not self.job_blocked:
-            self.slice(self.job)
+    def found_no_room(self, what: str, text: str) -> None:
+        if not self.full:
+            self.log.error("disk_full", reason=text)
+            self.tell((m.DISK, True, text))
+        self.full[what] = text
 
-    def begin(self, job: Job) -> None:
-        durable = self.commit.synced if self.commit.policy == "always" else self.commit.appended
-        if self.commit.policy != "always" and self.commit.appended != self.commit.synced:
-            self.oplog.sync()
-            self.commit.was_synced(self.commit.appended, _now_ms())
-        job.began = time.monotonic()
-        job.log_bytes = self.log_bytes_since_snapshot
-        job.work = self.snapshots.take(
-            job.databases, job.reclaim, durable.seq if durable is not None else 0
+    def found_room(self, what: str) -> None:
+        if self.full.pop(what, None) is not None and not self.full:
+            self.log.info("disk_has_room")
+            self.tell((m.DISK, False, ""))
+
+    def make_spare(self) -> None:
+        """Has the next segment of the log made ready, in a thread."""
+        self.making_spare = True
+        self.threads.submit(self.oplog.prepare_spare).add_done_callback(
+            lambda future: self.loop.call_soon_threadsafe(lambda: self.spare_made(future))
         )
-        self.job = job
 
-    def slice(self, job: Job) -> None:
-        """Runs the snapshot up to its next pause."""
-        assert job.work is not None
-        try:
-            blocking = next(job.work)
-        except StopIteration as end:
-            self.done(job, end.value, None)
-        except OSError as error:
-            self.done(job, None, f"the snapshot failed: {error.strerror or error}")
+    def spare_made(self, future: Future[None]) -> None:
+        error = future.exception()
+        if error is None:
+            self.making_spare = False
+            self.found_room("spare")
+        elif isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+            self.found_no_room("spare", f"the log's next segment cannot be made: {error.strerror}")
+            self.loop.after(DISK_RETRY_S, self.make_spare)
         else:
-            if blocking is None:
-                self.loop.call_soon_threadsafe(self.run_jobs)
-            else:
-                self.job_blocked = True
-                self.threads.submit(blocking).add_done_callback(self.unblocked)
-
-    def unblocked(self, future: Future[None]) -> None:
-        """In a thread: the blocking call of a snapshot has returned."""
-
-        def go_on() -> None:
-            self.job_blocked = False
-            job = self.job
-            error = future.exception()
-            if job is None or error is None:
-                self.run_jobs()
-            elif isinstance(error, OSError):
-                self.done(job, None, f"the snapshot failed: {error.strerror or error}")
-            else:
-                raise error
-
-        self.loop.call_soon_threadsafe(go_on)
-
-    def done(self, job: Job, report: SnapshotReport | None, error: str | None) -> None:
-        self.job = None
-        seconds = round(time.monotonic() - job.began, 4)
-        if report is not None:
-            self.log_bytes_since_snapshot -= job.log_bytes
-            told = {**report.describe(), "seconds": seconds}
-            self.last_snapshot = {**told, "unix_ms": time.time_ns() // 1_000_000}
-            self.log.info("snapshot", **told)
-            self.oplog.trim(self.snapshots.position + 1)
-        else:
-            told = {}
-            self.last_snapshot = {**self.last_snapshot, "error": error}
-            self.log.error("snapshot_failed", reason=error)
-            self.snapshots.open()
-        if job.ticket is not None:
-            self.tell((m.SNAPSHOT_TAKEN, job.ticket, error, told))
-        self.snapshot_due = time.monotonic() + self.child.config.storage.snapshot_interval_s
-        self.reclaim_when_wasteful()
-        self.run_jobs()
-
-    def reclaim_when_wasteful(self) -> None:
-        ratio = self.child.config.storage.reclaim_ratio
-        wasteful = self.snapshots.wasteful(ratio) if ratio else []
-        if wasteful and not self.jobs:
-            self.jobs.append(Job(None, wasteful, True))
+            raise error
 
     # Time
 
     def tick(self) -> None:
-        now = time.monotonic()
-        storage = self.child.config.storage
-        self.append()
-        self.sync()
-        if not self.jobs and self.job is None and self.log_bytes_since_snapshot:
-            timed = storage.snapshot_interval_s and now >= self.snapshot_due
-            if timed or self.log_bytes_since_snapshot >= storage.snapshot_log_bytes:
-                self.jobs.append(Job(None, None, False))
-        if self.oplog.wants_spare and not self.making_spare and self.network_follows:
-            self.making_spare = True
-            self.threads.submit(self.oplog.prepare_spare).add_done_callback(self.spare_made)
-        self.run_jobs()
+        """What is looked at again and again."""
+        if not self.following:
+            return
+        self.snapshotting.tick()
+        if not self.making_spare:  # else both would handle the same file
+            self.oplog.trim(self.snapshots.position + 1)
+            if self.oplog.wants_spare:
+                self.make_spare()
 
-    def spare_made(self, future: Future[None]) -> None:
-        """In a thread: the next segment of the log is ready, or there is no room for it."""
+    def log_bytes_behind(self) -> int:
+        """About how much of the log the files do not hold yet."""
+        last, first = self.oplog.last, self.oplog.first_seq
+        if last is None or not first:
+            return 0
+        behind = max(last.seq - max(self.snapshots.position, first - 1), 0)
+        return self.oplog.size * behind // (last.seq - first + 1)
 
-        def note() -> None:
-            self.making_spare = False
-            error = future.exception()
-            if isinstance(error, OSError):
-                self.log.warning("no_spare_segment", reason=error.strerror)
-                self.making_spare = True
-                self.loop.after(DISK_RETRY_S, self.spare_again)
-            elif error is not None:
-                raise error
-
-        self.loop.call_soon_threadsafe(note)
-
-    def spare_again(self) -> None:
-        self.making_spare = False
+    def leave_garbage_alone(self) -> None:
+        """Keeps the collector from walking the whole index of keys: only what is young is looked at, now and then."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self.loop.every(GARBAGE_S, lambda: gc.collect(1))
 
     # The end
 
     def stop(self) -> None:
-        """Closes the log behind what was taken; the last snapshot was taken before, on the network process's word."""
-        self.take([])
+        """Syncs and closes the log. The last snapshot was taken before, on the network process's word."""
+        self.stream_readable()
         self.oplog.close()
         self.directory.close()
         self.loop.stop()
-
-
-@dataclass
-class Job:
-    """A snapshot that is to be taken: for a client (ticket), or by the writer's own rules."""
-
-    ticket: int | None
-    databases: list[int] | None
-    reclaim: bool
-    work: Generator[Callable[[], None] | None, None, SnapshotReport] | None = None
-    began: float = 0.0
-    log_bytes: int = 0
 
 
 def make(child: Child) -> Writer | None:
@@ -307,8 +285,9 @@ def make(child: Child) -> Writer | None:
     except StorageError as error:
         child.fail(str(error), EXIT_CANNOT_START)
     except OSError as error:
+        found = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         child.fail(
-            f"data directory {child.config.node.data_dir!r} cannot be used: {error}",
+            f"data directory {child.config.node.data_dir!r} cannot be used: {found}",
             EXIT_CANNOT_START,
         )
     return None
