@@ -3,8 +3,8 @@
     LOCK    flock'ed by the storage writer as long as it lives; holds its pid
     NODE    the identity: magic "NUNNODE1" | length u32 | CRC-32 u32 | msgpack [cluster id, node number, start]
 
-A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised, durably, each time
-the processes start, before anything is stamped: no epoch is ever formed twice.
+A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised, durably, each
+time the processes start, before anything is stamped: no epoch is ever formed twice.
 """
 
 from __future__ import annotations

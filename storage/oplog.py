@@ -1,7 +1,7 @@
 """The oplog: every entry, in order, the truth between snapshots.
 
-Segments `oplog/NUMBER.log` (sixteen hexadecimal digits) follow each other by number and by seq; storage/segment.py has their
-bytes. One process appends (the storage writer); any process may read what is durable.
+Segments `oplog/NUMBER.log` (sixteen hexadecimal digits) follow each other by number and by seq; storage/segment.py
+has their bytes. One process appends (the storage writer); any process may read what is durable.
 
 I1  Entries stand in order of seq without a hole, over all segments.
 I2  `append` writes, `sync` makes durable; a failed append leaves the log as it was, so that the same entries can be
@@ -304,7 +304,7 @@ def _recover(disk: Disk, damage: str) -> Recovered:
     torn = 0
     for index, number in enumerate(numbers):
         data = disk.view(_name(number))
-        header = _header(data, number, disk)
+        header = _header(data, number)
         following = [disk.view(_name(later)) for later in numbers[index + 1 :]]
         expected = last.seq + 1 if last is not None else None
         if header is None or (expected is not None and header.first_seq != expected):
@@ -349,7 +349,7 @@ def _recover(disk: Disk, damage: str) -> Recovered:
     return Recovered(segments, last, torn, [])
 
 
-def _header(data: Any, number: int, disk: Disk) -> seg.Header | None:
+def _header(data: Any, number: int) -> seg.Header | None:
     head = bytes(data[: seg.HEADER_BYTES])
     version = seg.format_of(head)
     if version is not None and version > seg.FORMAT:

@@ -140,7 +140,7 @@ class NodeState:
         elif kind == fx.OUTCOME:
             self._outcome(position, effect)
         elif kind == fx.DATABASE:
-            self._database(effect)
+            self.take_database(effect)
         elif kind == fx.DROP_DATABASE:
             self.databases.pop(effect[1], None)
         elif kind == fx.EPOCH:
@@ -199,7 +199,8 @@ class NodeState:
         for number in [number for number in client.rows if number < floor]:
             self.rows_bytes -= _ROW_BYTES + size_of_result(client.rows.pop(number).result)
 
-    def _database(self, effect: fx.Effect) -> None:
+    def take_database(self, effect: fx.Effect) -> None:
+        """A database was created, or its options changed."""
         _, number, name, options = effect
         self.databases[number] = DatabaseInfo(
             number, _text(name), {_text(key): _text(value) for key, value in options.items()}
@@ -253,7 +254,7 @@ class NodeState:
             state.members = {number: _text(name) for number, name in members.items()}
             state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
             for number, name, options in databases:
-                state._database([fx.DATABASE, number, name, options])
+                state.take_database([fx.DATABASE, number, name, options])
             for client_id, floor, last_op_id, rows in clients:
                 client = ClientRows(floor, last_op_id)
                 for number, where, status, op_id, result in rows:

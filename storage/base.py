@@ -1,0 +1,115 @@
+"""What the files of a directory say, before the log: the start of every load and of every snapshot.
+
+`finish` is for the one who writes (the storage writer at its start): it completes what a crash interrupted. `read_base`
+is for everybody after that; both the network process's load and the writer's fold start from what it returns, so they
+agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nun.core import effects as fx
+from nun.core.state import NodeState
+from storage import layout, nundb
+from storage.disk import Disk
+from storage.manifest import Side, read_side, read_state
+from storage.nundb import Migrated
+
+
+@dataclass(slots=True)
+class Base:
+    """The state of the last snapshot, and where each database's records are."""
+
+    state: NodeState
+    seqs: dict[int, int] = field(default_factory=dict)  # of databases without later changes
+    sides: dict[int, Side] = field(default_factory=dict)
+    migrated: dict[int, Migrated] = field(default_factory=dict)
+
+    @property
+    def seq(self) -> int:
+        """The last entry that the state holds."""
+        return self.state.position.seq if self.state.position is not None else 0
+
+    def seq_of(self, database: int) -> int:
+        """The last entry that a database's files hold.
+
+        A database of the state always has files, but for one that was dropped later in the log and whose name was
+        given to another: nothing of it is wanted any more.
+        """
+        if database in self.migrated:
+            return 0
+        side = self.sides.get(database)
+        return max(side.seq, self.seqs.get(database, 0)) if side is not None else self.seq
+
+
+def sides(disk: Disk) -> list[Side]:
+    """All side files of the directory."""
+    names = [name for name in disk.names() if layout.database_of(name, layout.SIDE) is not None]
+    return [read_side(disk, name) for name in names]
+
+
+def read_base(disk: Disk) -> Base:
+    """Reads state and side files, and what NunDB left. Changes nothing. Raises DamagedFile, FormatTooNew."""
+    state, seqs = read_state(disk) or (NodeState(), {})
+    base = Base(state, seqs)
+    found = {side.number: side for side in sides(disk)}
+    for number, info in state.databases.items():
+        side = found.get(number)
+        if side is not None and side.name == info.name:
+            base.sides[number] = side
+    for name in nundb.find(disk):
+        known = state.database_named(name)
+        if known is None and state.position is None:
+            migrated = nundb.read(disk, name)
+            number = state.next_database
+            state.take_database((fx.DATABASE, number, name, migrated.options))
+            base.migrated[number] = migrated
+        elif known is not None and "migrated_from" in known.options:
+            base.migrated[known.number] = nundb.read(disk, name)
+    return base
+
+
+def finish(disk: Disk) -> list[str]:
+    """Completes committed snapshots and clears away uncommitted ones; returns what was done, for the log."""
+    done: list[str] = []
+    known = {side.name: side for side in sides(disk)}
+    for name in disk.names():
+        if name.endswith(".tmp"):
+            disk.remove(name)
+            done.append(f"removed {name}")
+    for side in known.values():
+        for kind in layout.KINDS:
+            made = new_name(side, kind)
+            if disk.exists(made):
+                disk.rename(made, layout.file_name(side.name, kind))
+                done.append(f"renamed {made}")
+    for name in disk.names():
+        if name.endswith(".new"):
+            disk.remove(name)
+            done.append(f"removed {name}")
+    disk.sync_names()
+    for side in known.values():
+        if side.plan:
+            apply_plan(disk, side)
+    return done
+
+
+def new_name(side: Side, kind: str) -> str:
+    """The name that a reclaim's file has until the commit is carried out."""
+    return f"{layout.file_name(side.name, kind)}.{side.generation}.new"
+
+
+def apply_plan(disk: Disk, side: Side) -> None:
+    """Writes the updates in place that a committed snapshot planned, durably."""
+    for kind in (layout.KEYS, layout.ROWS):
+        updates = [(offset, data) for of, offset, data in side.plan if of == kind]
+        if not updates:
+            continue
+        file = disk.open(layout.file_name(side.name, kind))
+        try:
+            for offset, data in updates:
+                file.write(offset, data)
+            file.sync()
+        finally:
+            file.close()

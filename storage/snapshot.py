@@ -1,0 +1,497 @@
+"""Snapshots: the log since the last one, folded into the files. Only the storage writer uses this.
+
+A snapshot is a function of the files and the log, so nobody else is asked. What changed since a database's files were
+written is folded into an overlay; then
+
+    incremental                                         reclaim, or a database new to files that are there
+    1. new values, keys and rows behind what counts     1. all live records and tombstones into NAME.GENERATION.new
+    2. sync these                                       2. sync these
+    3. side file with counts and redo plan: rename      3. side file that names the new generation: rename
+    4. the plan: updates in place, sync                 4. the renames
+
+The rename in 3 is the commit. A crash before it leaves bytes that do not count; a crash after it is finished by
+storage/base.py at the next start. At last `nun.state` is replaced. A database's files may be ahead of the state or
+behind it: replay goes by the position of each.
+
+I1  Nothing that counts is overwritten before the commit.
+I2  The plan of one snapshot is carried out and synced before the next begins.
+I3  The log is needed from the lowest position of all databases and the state on; `position` says it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.state import NodeState
+from nun.errors import DamagedFile
+from storage import layout, manifest
+from storage.base import Base, apply_plan, finish, new_name, read_base
+from storage.disk import Disk, File
+from storage.manifest import Side
+from storage.oplog import LogReader
+from storage.recovery import entries
+
+SLICE_NS: Final = 2_000_000
+RECLAIM_BYTES_MIN: Final = 1 << 20
+_CHUNK_BYTES: Final = 4 << 20
+
+Overlay = dict[bytes, bytes | None]
+Step = Callable[[], None] | None
+Work = Generator[Step, None, None]
+
+
+@dataclass
+class SnapshotReport:
+    """What a snapshot did."""
+
+    seq: int
+    databases: int = 0
+    records: int = 0
+    bytes: int = 0
+    reclaimed: int = 0
+    dropped: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass
+class Store:
+    """One database's files, as the writer knows them. `rows` maps a key to the number of its row."""
+
+    side: Side
+    rows: dict[bytes, int] = field(default_factory=dict)
+    fresh: dict[bytes, bytes] | None = None  # the records of a database that came from NunDB
+
+    def wasted(self) -> float:
+        """Which share of the values file nobody points at."""
+        if self.side.values_bytes < RECLAIM_BYTES_MIN:
+            return 0.0
+        return 1 - self.side.live_values_bytes / self.side.values_bytes
+
+
+class Slices:
+    """Says when it is time to let others work."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic_ns() + SLICE_NS
+
+    def over(self) -> bool:
+        now = time.monotonic_ns()
+        if now < self._until:
+            return False
+        self._until = now + SLICE_NS
+        return True
+
+
+class Snapshots:
+    """All snapshots of a data directory.
+
+    Args:
+        disk: the data directory; nobody else writes to it.
+        reader: of its log.
+    """
+
+    def __init__(self, disk: Disk, reader: LogReader) -> None:
+        self._disk = disk
+        self._reader = reader
+        self._base = Base(NodeState())
+        self._stores: dict[int, Store] = {}
+        self.finished: list[str] = []
+
+    def open(self) -> None:
+        """Finishes what a crash interrupted and builds the index of every database."""
+        self.finished = finish(self._disk)
+        self._base = read_base(self._disk)
+        self._stores = {}
+        for number, side in self._base.sides.items():
+            self._stores[number] = Store(side, self._index(side))
+            side.seq = self._base.seq_of(number)
+        for number, migrated in self._base.migrated.items():
+            side = Side(number, migrated.name)
+            self._stores[number] = Store(side, fresh=migrated.records)
+        self._remove_leftovers()
+
+    def _index(self, side: Side) -> dict[bytes, int]:
+        rows = self._disk.view(layout.file_name(side.name, layout.ROWS))[: side.rows * 24]
+        keys = self._disk.view(layout.file_name(side.name, layout.KEYS))[: side.keys_bytes]
+        starts = [offset for offset, _, _, _ in layout.ROW.iter_unpack(rows)]
+        ends = [*starts[1:], side.keys_bytes]
+        tail = layout.KEY_TAIL.size
+        found = (keys[start + 8 : end - tail] for start, end in zip(starts, ends, strict=True))
+        return dict(zip(found, range(side.rows), strict=False))
+
+    def _remove_leftovers(self) -> None:
+        """Files of databases that were dropped: the commit of the drop was the state without them."""
+        if self._base.state.position is None:
+            return
+        living = {store.side.name for store in self._stores.values()}
+        removed = False
+        for name in self._disk.names():
+            database = layout.database_of(name, layout.SIDE)
+            if database is not None and database not in living:
+                self._remove_files(database)
+                removed = True
+        if removed:
+            self._disk.sync_names()
+
+    def _remove_files(self, database: str) -> None:
+        for kind in (layout.SIDE, *layout.KINDS, layout.METADATA):
+            name = layout.file_name(database, kind)
+            if self._disk.exists(name):
+                self._disk.remove(name)
+
+    # What others ask
+
+    @property
+    def position(self) -> int:
+        """The last seq that state and all databases have: the log above it is needed."""
+        seqs = [self._base.seq]
+        seqs += [store.side.seq for store in self._stores.values()]
+        return min(seqs)
+
+    def wasteful(self, ratio: float) -> list[int]:
+        """The databases whose values file is wasted beyond this share."""
+        return [number for number, store in self._stores.items() if store.wasted() > ratio]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "position": self.position,
+            "databases": {
+                store.side.name: {
+                    "seq": store.side.seq,
+                    "rows": store.side.rows,
+                    "free_rows": store.side.free_rows,
+                    "keys_bytes": store.side.keys_bytes,
+                    "values_bytes": store.side.values_bytes,
+                    "live_values_bytes": store.side.live_values_bytes,
+                    "generation": store.side.generation,
+                    "migrating": store.fresh is not None,
+                }
+                for store in self._stores.values()
+            },
+        }
+
+    # Taking one
+
+    def take(
+        self, databases: Collection[int] | None, reclaim: bool, up_to_seq: int
+    ) -> Generator[Step, None, SnapshotReport]:
+        """Takes a snapshot of these databases (None: all) as of entry `up_to_seq`.
+
+        Yields None now and then, so that the caller can do other work, and callables that block (syncs), which the
+        caller may run in a thread before it goes on. Raises OSError; then `open` has to be called again.
+        """
+        slices = Slices()
+        report = SnapshotReport(up_to_seq)
+        overlays: dict[int, Overlay] = {}
+        state = self._base.state
+        chosen = None if databases is None else set(databases)
+        for number, store in self._stores.items():
+            if (chosen is None or number in chosen) and (reclaim or store.fresh is not None):
+                overlays[number] = {}
+        for position, effects in entries(self._reader, self.position + 1, up_to_seq):
+            state.apply(position, effects)
+            for change in fx.record_changes(effects):
+                number = change.database
+                known = self._stores.get(number)
+                if known is not None and chosen is not None and number not in chosen:
+                    continue  # one without files is always taken along: the state will name it
+                if known is None or position.seq > known.side.seq:
+                    overlay = overlays.setdefault(number, {})
+                    overlay.update(zip(change.keys, change.records, strict=True))
+            if slices.over():
+                yield None
+        for number, info in state.databases.items():
+            if number not in self._stores:
+                self._stores[number] = self._new_store(number, info.name)
+                overlays.setdefault(number, {})
+        dropped = [number for number in self._stores if number not in state.databases]
+        for number, overlay in overlays.items():
+            if number in state.databases:
+                store = self._stores[number]
+                if reclaim or store.fresh is not None:
+                    yield from self._reclaim(store, overlay, up_to_seq, slices, report)
+                else:
+                    yield from self._incremental(store, overlay, up_to_seq, slices, report)
+        seqs = {}
+        for number in state.databases:
+            store = self._stores[number]
+            if chosen is None or number in chosen:
+                store.side.seq = up_to_seq
+            seqs[number] = store.side.seq
+        content = manifest.state_bytes(state, seqs)
+        yield lambda: manifest.replace(self._disk, manifest.STATE, content)
+        for number in dropped:
+            name = self._stores.pop(number).side.name
+            if name not in {store.side.name for store in self._stores.values()}:
+                self._remove_files(name)
+            report.dropped += 1
+        return report
+
+    def _new_store(self, number: int, name: str) -> Store:
+        """The store of a database that has no files yet; those of another that had its name are not written over."""
+        side_file = layout.file_name(name, layout.SIDE)
+        if not self._disk.exists(side_file):
+            return Store(Side(number, name))
+        generation = manifest.read_side(self._disk, side_file).generation
+        return Store(Side(number, name, generation=generation), fresh={})
+
+    def _commit(self, side: Side) -> Callable[[], None]:
+        content = manifest.side_bytes(side)
+        name = layout.file_name(side.name, layout.SIDE)
+        return lambda: manifest.replace(self._disk, name, content)
+
+    # Incremental
+
+    def _incremental(
+        self,
+        store: Store,
+        overlay: Overlay,
+        up_to_seq: int,
+        slices: Slices,
+        report: SnapshotReport,
+    ) -> Work:
+        old = store.side
+        side = replace(old, seq=up_to_seq, plan=[])
+        files = {
+            kind: self._disk.open(layout.file_name(side.name, kind), create=True)
+            for kind in layout.KINDS
+        }
+        try:
+            yield from self._build(store, overlay, side, files, slices)
+            touched = [
+                file
+                for kind, file in files.items()
+                if getattr(side, _COUNTS[kind]) != getattr(old, _COUNTS[kind])
+            ]
+            new_names = not old.rows and not old.keys_bytes
+            yield lambda: self._sync(touched, new_names)
+            yield self._commit(side)
+            if side.plan:
+                yield lambda: apply_plan(self._disk, side)
+        finally:
+            for file in files.values():
+                file.close()
+        store.side = side
+        if not self._disk.exists(layout.file_name(side.name, layout.METADATA)):
+            yield lambda: self._write_metadata(side)
+        report.databases += 1
+        report.records += len(overlay)
+        report.bytes += (
+            side.values_bytes
+            - old.values_bytes
+            + side.keys_bytes
+            - old.keys_bytes
+            + sum(len(data) for _, _, data in side.plan)
+        )
+
+    def _sync(self, files: list[File], new_names: bool) -> None:
+        for file in files:
+            file.sync()
+        if new_names:
+            self._disk.sync_names()
+
+    def _build(
+        self, store: Store, overlay: Overlay, side: Side, files: dict[str, File], slices: Slices
+    ) -> Work:
+        """Writes what is appended and plans what changes in place; `side` gets the new counts."""
+        rows = store.rows
+        appended = _Appended(side)
+        added: dict[bytes, int] = {}
+        for count, (key, packed) in enumerate(overlay.items()):
+            row = rows.get(key)
+            if row is None:
+                if packed is not None:
+                    added[key] = side.rows
+                    appended.row(key, packed)
+            else:
+                self._plan(side, files, appended, row, key, packed)
+            if count & 255 == 255:
+                if appended.size > _CHUNK_BYTES:
+                    appended.write(files)
+                if slices.over():
+                    yield None
+        appended.write(files)
+        rows.update(added)
+
+    def _plan(
+        self,
+        side: Side,
+        files: dict[str, File],
+        appended: _Appended,
+        row: int,
+        key: bytes,
+        packed: bytes | None,
+    ) -> None:
+        """Plans the change of a key that has a row."""
+        row_at = row * layout.ROW.size
+        offset, op_id, word, _ = layout.ROW.unpack(files[layout.ROWS].read(row_at, layout.ROW.size))
+        tail_at = offset + layout.LENGTH.size + len(key)
+        if op_id and word < record.SPECIAL:
+            tail = files[layout.KEYS].read(tail_at, layout.KEY_TAIL.size)
+            address = layout.KEY_TAIL.unpack(tail)[1]
+            length = files[layout.VALUES].read(address, layout.LENGTH.size)
+            side.live_values_bytes -= layout.LENGTH.unpack(length)[0] + layout.VALUE_BYTES
+        side.free_rows += (packed is None) - (op_id == 0)
+        in_keys, row_tail = appended.change(key, packed)
+        side.plan.append((layout.KEYS, tail_at, in_keys[-layout.KEY_TAIL.size :]))
+        side.plan.append((layout.ROWS, row_at + layout.ROW_TAIL_OFFSET, row_tail))
+
+    # Reclaim
+
+    def _reclaim(
+        self,
+        store: Store,
+        overlay: Overlay,
+        up_to_seq: int,
+        slices: Slices,
+        report: SnapshotReport,
+    ) -> Work:
+        old = store.side
+        side = Side(old.number, old.name, up_to_seq, generation=old.generation + 1)
+        names = {kind: new_name(side, kind) for kind in layout.KINDS}
+        files = {kind: self._disk.open(name, create=True) for kind, name in names.items()}
+        rows: dict[bytes, int] = {}
+        try:
+            for file in files.values():
+                file.truncate(0)
+            appended = _Appended(side)
+            for count, (key, packed) in enumerate(self._records(store, overlay)):
+                rows[key] = side.rows
+                appended.row(key, packed)
+                if count & 255 == 255:
+                    if appended.size > _CHUNK_BYTES:
+                        appended.write(files)
+                    if slices.over():
+                        yield None
+            appended.write(files)
+            yield lambda: self._sync(list(files.values()), True)
+            yield self._commit(side)
+        finally:
+            for file in files.values():
+                file.close()
+        yield lambda: self._rename(side, names)
+        yield lambda: self._write_metadata(side)
+        report.databases += 1
+        report.records += side.rows
+        report.bytes += side.values_bytes + side.keys_bytes
+        report.reclaimed += max(old.values_bytes - side.values_bytes, 0)
+        store.side, store.rows, store.fresh = side, rows, None
+
+    def _rename(self, side: Side, names: dict[str, str]) -> None:
+        for kind, name in names.items():
+            self._disk.rename(name, layout.file_name(side.name, kind))
+        self._disk.sync_names()
+
+    def _records(
+        self, store: Store, overlay: Overlay
+    ) -> Generator[tuple[bytes, bytes], None, None]:
+        """All records of a database, tombstones included: those of the files that did not change, then the changed."""
+        if store.fresh is not None:
+            for key, packed in store.fresh.items():
+                if key not in overlay:
+                    yield key, packed
+        elif store.side.rows:
+            yield from self._unchanged(store.side, store.rows, overlay)
+        for key, changed in overlay.items():
+            if changed is not None:
+                yield key, changed
+
+    def _unchanged(
+        self, side: Side, rows: dict[bytes, int], overlay: Overlay
+    ) -> Generator[tuple[bytes, bytes], None, None]:
+        keys = self._disk.view(layout.file_name(side.name, layout.KEYS))
+        values = self._disk.view(layout.file_name(side.name, layout.VALUES))
+        table = self._disk.view(layout.file_name(side.name, layout.ROWS))
+        for key, row in rows.items():
+            if key in overlay:
+                continue
+            offset, op_id, word, crc = layout.ROW.unpack_from(table, row * layout.ROW.size)
+            if not op_id:
+                continue
+            end = offset + layout.KEY_BYTES + len(key)
+            address = layout.KEY_TAIL.unpack_from(keys, end - layout.KEY_TAIL.size)[1]
+            value = b""
+            if word < record.SPECIAL:
+                length = layout.LENGTH.unpack_from(values, address)[0]
+                value = values[address + 8 : address + 8 + length]
+            packed = layout.packed_of(op_id, word, value)
+            if layout.checksum(keys[offset:end], packed) != crc:
+                raise DamagedFile(
+                    layout.file_name(side.name, layout.ROWS),
+                    row * layout.ROW.size,
+                    f"record {row}: the checksum does not match",
+                )
+            yield key, packed
+
+    def _write_metadata(self, side: Side) -> None:
+        """NunDB's own 12 bytes, so that it could read the directory; nothing of ours depends on them."""
+        strategies = {"none": 0, "newer": 1, "arbiter": 2}
+        info = self._base.state.databases.get(side.number)
+        strategy = strategies.get(info.strategy, 0) if info is not None else 0
+        content = layout.METADATA_ROW.pack(side.number, strategy)
+        manifest.replace(self._disk, layout.file_name(side.name, layout.METADATA), content)
+
+
+_COUNTS: Final = {
+    layout.KEYS: "keys_bytes",
+    layout.VALUES: "values_bytes",
+    layout.ROWS: "rows",
+}
+
+
+class _Appended:
+    """Bytes that go behind what counts, collected and then written with one call a file."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._parts: dict[str, list[bytes]] = {kind: [] for kind in layout.KINDS}
+        self._at = {
+            layout.KEYS: side.keys_bytes,
+            layout.VALUES: side.values_bytes,
+            layout.ROWS: side.rows * layout.ROW.size,
+        }
+        self.size = 0
+
+    def row(self, key: bytes, packed: bytes) -> None:
+        """Appends a record with a row of its own."""
+        side = self._side
+        in_keys, row_tail = self.change(key, packed)
+        self._parts[layout.KEYS].append(in_keys)
+        self._parts[layout.ROWS].append(layout.LENGTH.pack(side.keys_bytes) + row_tail)
+        side.keys_bytes += len(in_keys)
+        side.rows += 1
+
+    def change(self, key: bytes, packed: bytes | None) -> tuple[bytes, bytes]:
+        """Appends the value of a record; returns the record of the keys file and the end of its row."""
+        if packed is None:
+            in_keys = layout.keys_record(key, layout.REMOVED, 0)
+            return in_keys, layout.ROW_TAIL.pack(0, 0, layout.checksum(in_keys, b""))
+        word, op_id = record.unpack_head(packed)
+        if word < record.SPECIAL:
+            side = self._side
+            in_values = layout.values_record(packed[record.HEAD_BYTES :])
+            in_keys = layout.keys_record(key, word, side.values_bytes)
+            self._parts[layout.VALUES].append(in_values)
+            size = len(in_values)
+            side.values_bytes += size
+            side.live_values_bytes += size
+            self.size += size
+        else:
+            in_keys = layout.keys_record(key, layout.REMOVED, 0)
+        return in_keys, layout.ROW_TAIL.pack(op_id, word, layout.checksum(in_keys, packed))
+
+    def write(self, files: dict[str, File]) -> None:
+        for kind, parts in self._parts.items():
+            if parts:
+                data = b"".join(parts)
+                files[kind].write(self._at[kind], data)
+                self._at[kind] += len(data)
+                parts.clear()
+        self.size = 0
