@@ -270,7 +270,9 @@ class AsyncClient:
 
     # Databases
 
-    def database(self, name: Text, token: Text, user: Text | None = None) -> AsyncDatabase:
+    def database(
+        self, name: Text, token: Text | None = None, user: Text | None = None
+    ) -> AsyncDatabase:
         """Names a database; `await` it to know at once whether it is there and the token is good."""
         return AsyncDatabase(self, Settings.grant(name, user, token))
 

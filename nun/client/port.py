@@ -29,6 +29,7 @@ from nun.client.settings import Settings
 from nun.client.watches import WatchState
 from nun.errors import ConnectionLost
 
+ALONE_AFTER = 64  # requests without another thread around, and a thread takes itself to be alone
 _IDLE_S = 60.0
 
 
@@ -40,7 +41,8 @@ class Port:
         self.session: Session = settings.session()
         self._link: Link | None = None
         self._leading = threading.Lock()
-        self._shared = False
+        self._shared = False  # other threads have been here lately
+        self._alone = 0  # requests since
         self._asked: deque[Callable[[], None]] = (
             deque()
         )  # what other threads want done by the leader
@@ -77,13 +79,14 @@ class Port:
             if not request.done or self.session.outbox:
                 self._lead(request)
             self._hand_out()
+            if self._shared and not self._waiters:
+                self._alone += 1
+                self._shared = self._alone < ALONE_AFTER
         except BaseException:
             self.session.forget(request)
             raise
         finally:
-            self._leading.release()
-            if self._waiters:
-                self._wake_a_leader()
+            self._leave()
         return self._answer(request)
 
     def _answer(self, request: Request) -> Any:
@@ -118,9 +121,7 @@ class Port:
                 begin()
                 self._lead(target, until, ready)
             finally:
-                self._leading.release()
-                if self._waiters:
-                    self._wake_a_leader()
+                self._leave()
         else:
             self._queue(target, begin, until, ready)
 
@@ -132,11 +133,9 @@ class Port:
                 action()
                 self._serve_link()
             finally:
-                self._leading.release()
-                if self._waiters:
-                    self._wake_a_leader()
+                self._leave()
         else:
-            self._shared = True
+            self._shared, self._alone = True, 0
             self._asked.append(action)
             os.eventfd_write(self._bell, 1)
 
@@ -173,7 +172,7 @@ class Port:
         until: float | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> None:
-        self._shared = True
+        self._shared, self._alone = True, 0
         event = self._waiters[target] = threading.Event()
         self._asked.append(begin)
         is_ready = ready or (lambda: target.ready)
@@ -200,6 +199,14 @@ class Port:
             del self._waiters[target]
             if self._waiters:
                 self._wake_a_leader()
+
+    def _leave(self) -> None:
+        """Stops leading (I2)."""
+        self._leading.release()
+        if self._waiters:
+            self._wake_a_leader()
+        elif self._asked:
+            self.tell(_nothing)
 
     def _wake_a_leader(self) -> None:
         """Somebody who waits has to lead from now on."""
@@ -293,6 +300,10 @@ class Port:
                 if event is not None:
                     event.set()
         finished.clear()
+
+
+def _nothing() -> None:
+    pass
 
 
 _ports: weakref.WeakSet[Port] = weakref.WeakSet()

@@ -33,7 +33,9 @@ class Grant:
 
     __slots__ = ("asked", "generation", "name", "number", "options", "secret", "user")
 
-    def __init__(self, name: str | bytes, user: str | bytes | None, secret: str | bytes) -> None:
+    def __init__(
+        self, name: str | bytes, user: str | bytes | None, secret: str | bytes | None
+    ) -> None:
         self.name = name
         self.user = user
         self.secret = secret

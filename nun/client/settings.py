@@ -67,9 +67,10 @@ class Settings:
         return Link(address, self.server_key)
 
     @staticmethod
-    def grant(name: Text, user: Text | None, token: Text) -> Grant:
+    def grant(name: Text, user: Text | None, token: Text | None) -> Grant:
         check_name(name, "the name of a database")
-        check_name(token, "a token")
+        if token is not None:
+            check_name(token, "a token")
         if user is not None:
             check_name(user, "the name of a user")
         return Grant(name, user, token)

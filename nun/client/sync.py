@@ -89,8 +89,8 @@ class Client:
 
     # Databases
 
-    def database(self, name: Text, token: Text, user: Text | None = None) -> Database:
-        """Selects a database, by its own token or as a user with that user's.
+    def database(self, name: Text, token: Text | None = None, user: Text | None = None) -> Database:
+        """Selects a database: by its own token, as a user with that user's, as an administrator without any.
 
         Raises:
             AuthError: wrong token, or no such user. NoSuchDatabase.

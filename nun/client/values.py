@@ -83,19 +83,18 @@ def _each(show: Callable[[bytes], Any]) -> Callable[[Sequence[bytes | None]], li
 _texts_one_by_one = _each(_text)
 
 
-def _texts(records: Sequence[bytes | None]) -> list[Any]:
-    """All values as text by one decode, where no value holds a NUL.
+def _texts(records: Sequence[Any]) -> list[Any]:
+    """All values as text by one decode, where all are there and none holds a NUL.
 
     The tail of a tombstone is the byte 0, so one among the records makes the count come out wrong too.
     """
-    if len(records) > 1 and None not in records:
-        try:
-            texts = b"\0".join(map(_value_of, records)).decode().split("\0")  # type: ignore[arg-type]
-        except UnicodeDecodeError:
-            return _texts_one_by_one(records)
-        if len(texts) == len(records):
-            return texts
-    return _texts_one_by_one(records)
+    if len(records) < 2:
+        return _texts_one_by_one(records)
+    try:
+        texts = b"\0".join(map(_value_of, records)).decode().split("\0")
+    except (TypeError, UnicodeDecodeError):
+        return _texts_one_by_one(records)
+    return texts if len(texts) == len(records) else _texts_one_by_one(records)
 
 
 _DECODINGS: Final[dict[str | None, Decoding]] = {

@@ -97,7 +97,7 @@ def test_requests_before_the_greeting_wait_for_it(node: FakeNode) -> None:
     async def main() -> None:
         client = nun.AsyncClient(node.address)
         db = client.database("shop", token="t")
-        assert await asyncio.gather(db.get("a"), db.get("b")) == [None, None]
+        assert [*await asyncio.gather(db.get("a"), db.get("b"))] == [None, None]
         await client.close()
         await client.close()
         with pytest.raises(nun.ConnectionLost, match="closed"):

@@ -347,7 +347,7 @@ def test_a_request_without_an_answer_is_sent_again_and_again(shell: Shell, grant
     request = shell.begin(put(grant), timeout=60)
     shell.sent()
     began = shell.now
-    times = []
+    times: list[float] = []
     while len(times) < 3:
         shell.pass_time(0.125)
         shell.come(m.PROBE)

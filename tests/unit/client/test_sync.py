@@ -14,6 +14,7 @@ import zmq
 
 import nun
 from nun import messages as m
+from nun.client.port import ALONE_AFTER
 from nun.client.sync import Database
 from tests.support.fake_node import FakeNode, Message, never
 
@@ -152,6 +153,9 @@ def test_wrong_secrets(node: FakeNode, client: nun.Client) -> None:
         nun.Client(node.address, user="nun", password="wrong")
     with pytest.raises(nun.AuthError):
         client.database("shop", token="wrong")
+    assert client.database("shop").get("a") is None
+    with nun.Client(node.address) as anybody, pytest.raises(nun.AuthError):
+        anybody.database("shop")
     with pytest.raises(nun.NoSuchDatabase) as caught:
         client.database("none", token="t")
     assert caught.value.fields == {"database": "none"}
@@ -319,6 +323,16 @@ def test_a_thread_that_waits_long_does_not_hold_up_another(db: Database, node: F
         assert not waiting.done()
         node.ignore = never
         assert waiting.result(timeout=10) is None
+
+
+def test_a_thread_that_is_alone_again_takes_the_short_way(db: Database) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: db.set(f"k{i}", "1"), range(50)))
+    port = db._client._port
+    port._shared = True
+    for _ in range(ALONE_AFTER):
+        db.get("k1")
+    assert not port._shared
 
 
 def test_closing_ends_the_waiting_of_others(
