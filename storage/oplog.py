@@ -1,117 +1,149 @@
-"""The oplog: every entry, in order, the truth between snapshots.
+"""The oplog: every entry, in order, the truth between snapshots. The writer's end of it.
 
-Segments `oplog/NUMBER.log` (sixteen hexadecimal digits) follow each other by number and by seq; storage/segment.py
-has their bytes. One process appends (the storage writer); any process may read what is durable.
+Segments `oplog/NUMBER.log` (sixteen hexadecimal digits) follow each other by number and by seq; storage/segment.py has
+their bytes, storage/log_recovery.py what happens at a start, storage/log_reader.py the other end. One process appends
+(the storage writer); any process may read what is durable.
+
+    prepare_spare       spare-NUMBER (zeros, synced) -> header, synced -> NUMBER.log, name synced: the next segment
+    append              records go to the last segment; when they do not fit, to the next one, whole
+    trim                the oldest segment -> spare-NUMBER, name synced; it becomes the next segment in time
 
 I1  Entries stand in order of seq without a hole, over all segments.
-I2  `append` writes, `sync` makes durable; a failed append leaves the log as it was, so that the same entries can be
-    appended again; after a failed sync nothing is ever written again (the process stops and recovers).
-I3  A segment is used only after its header, zeros and name are durable; it is recycled only after it was zeroed.
-I4  Recovery keeps the longest valid prefix. A torn tail is cut and reported; damage is refused, or moved aside when
-    the operator said so.
+I2  A segment is used only after its zeros, its header and its name are durable; names vanish oldest first, each
+    durably before the next.
+I3  An append that raised OSError has left the log as it was: the same entries can be appended again.
+I4  After a sync that failed, every further call raises; the process stops and recovers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from nun.core import effects as fx
-from nun.errors import Compacted, DamagedFile, FormatTooNew, StorageError, WireError
+from nun.errors import StorageError
 from nun.position import Position
 from storage import segment as seg
 from storage.disk import Disk, File
+from storage.log_reader import LogReader
+from storage.log_recovery import CHUNK_BYTES, SPARE, Recovered, Segment, recover, write_zeros
 
-FOLDER: Final = "oplog"
-SPARE: Final = "oplog/spare"
-CHUNK_BYTES: Final = 1 << 20
-_ZEROS: Final = bytes(CHUNK_BYTES)
+__all__ = ["LogReader", "Oplog"]
 
-
-def _name(number: int) -> str:
-    return f"{FOLDER}/{number:016x}.log"
-
-
-def _numbers(disk: Disk) -> list[int]:
-    found = []
-    for name in disk.names(FOLDER):
-        stem, dot, ending = name.partition(".")
-        if dot and ending == "log" and len(stem) == 16:
-            with contextlib.suppress(ValueError):
-                found.append(int(stem, 16))
-    return sorted(found)
-
-
-@dataclass(slots=True)
-class Segment:
-    """A segment as the writer knows it."""
-
-    number: int
-    first_seq: int
-    size: int  # of the file
-    end: int  # where the next record goes
-
-
-@dataclass(slots=True)
-class Recovered:
-    """What recovery found."""
-
-    segments: list[Segment]
-    last: Position | None
-    torn_bytes: int
-    moved_aside: list[str]
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+RETIRED_MAX: Final = 4  # filled and not yet synced segments that stay open
 
 
 class Oplog:
-    """The writer's end of the log. Made by `open`, which recovers."""
+    """The log of one data directory, open for appending. Made by `open`, which recovers.
 
-    def __init__(self, disk: Disk, segment_bytes: int, budget_bytes: int, found: Recovered) -> None:
+    Attributes:
+        last: the position of the last entry, None when the log is empty.
+        torn_bytes: what recovery cut; moved_aside: the files it moved; damage: why.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        segment_bytes: int,
+        budget_bytes: int,
+        found: Recovered,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
         self._disk = disk
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = max(segment_bytes, seg.HEADER_BYTES)
         self._budget = budget_bytes
-        self._segments = found.segments
+        self._random_bytes = random_bytes
         self.last = found.last
         self.torn_bytes = found.torn_bytes
         self.moved_aside = found.moved_aside
-        self._synced = found.last.seq if found.last is not None else 0
+        self.damage = found.damage
+        self._segments = found.segments
+        self._spares = found.spares
+        self._next_number = found.next_number
+        self._next: tuple[Segment, File] | None = None
         self._file: File | None = None
-        self._unsynced: list[File] = []
+        self._retired: list[tuple[File, int]] = []  # and the last seq that it holds
+        self._synced = found.last.seq if found.last is not None else 0
         self._failed: OSError | None = None
-        self._spare = disk.exists(SPARE) and self._adopt_spare()
+        self._making = threading.Lock()  # held while the next segment is made
+        self._retiring = threading.Lock()  # held while retired segments are synced
+        in_use = self._segments[-1].header.number if self._segments else 0
+        surplus = self._spares[1:]
+        del self._spares[1:]
+        for segment in found.empty:
+            if self._next is None and segment.header.number > in_use:
+                self._next = segment, disk.open(segment.name)
+            else:
+                surplus.append(segment.name)
+        for name in surplus:
+            disk.remove(name)
+        if surplus:
+            disk.sync_names(seg.FOLDER)
         if self._segments:
-            self._file = disk.open(_name(self._segments[-1].number))
+            self._file = disk.open(self._segments[-1].name)
 
     @classmethod
     def open(
-        cls, disk: Disk, segment_bytes: int, budget_bytes: int, damage: str = "refuse"
+        cls,
+        disk: Disk,
+        segment_bytes: int,
+        budget_bytes: int,
+        damage: str = "refuse",
+        check_from_seq: int = 1,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> Oplog:
         """Recovers the log and opens it for appending.
+
+        Args:
+            segment_bytes: of a new segment; one that is begun by a longer append gets as long as that.
+            budget_bytes: what `trim` brings the log down to, as far as it may.
+            damage: "refuse", or "keep-prefix" to go on with what stands before the damage.
+            check_from_seq: of segments with entries below it only, no more than the ends are checked now;
+                whoever reads them checks the rest.
 
         Raises:
             DamagedFile: bytes that were durable are wrong or missing, and `damage` is "refuse"; nothing was changed.
             FormatTooNew: a later version of Nun wrote it.
         """
-        return cls(disk, segment_bytes, budget_bytes, _recover(disk, damage))
+        found = recover(disk, damage, check_from_seq)
+        return cls(disk, segment_bytes, budget_bytes, found, random_bytes)
 
     # State
 
     @property
     def first_seq(self) -> int:
         """The first seq in the log, 0 when it is empty."""
-        if self.last is None or not self._segments or self._segments[0].first_seq > self.last.seq:
-            return 0
-        return self._segments[0].first_seq
+        return self._segments[0].first_seq if self._segments else 0
+
+    @property
+    def synced_seq(self) -> int:
+        """Up to here everything is on disk."""
+        return self._synced
 
     @property
     def size(self) -> int:
-        """Bytes of all segments."""
-        return sum(segment.size for segment in self._segments)
+        """What the log takes on disk, the next segment and spare files included."""
+        next_one = self._next
+        total = sum(segment.size for segment in self._segments)
+        return (
+            total
+            + (next_one[0].size if next_one is not None else 0)
+            + (len(self._spares) * self._segment_bytes)
+        )
 
     @property
     def segments(self) -> int:
+        """How many segments hold entries."""
         return len(self._segments)
+
+    @property
+    def wants_spare(self) -> bool:
+        """Whether `prepare_spare` has something to do."""
+        return self._next is None or bool(self._retired)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -123,449 +155,242 @@ class Oplog:
             "synced_seq": self._synced,
             "torn_bytes": self.torn_bytes,
             "moved_aside": self.moved_aside,
-            "spare": self._spare,
+            "spare": self._next is not None,
         }
 
     # Writing
 
     def append(self, entries: Sequence[tuple[Position, bytes]]) -> None:
-        """Writes entries behind the last one: one write, or one per segment that they reach into.
+        """Writes entries behind the last one, with one write.
 
         Raises:
-            OSError: nothing was appended; the same entries may be appended again.
+            OSError: nothing was appended; the same entries may be appended again (I3).
+            StorageError: the log has failed before.
         """
-        self._check()
-        undo = (len(self._segments), self._segments[-1].end if self._segments else 0, self.last)
-        try:
-            self._append(entries)
-        except OSError:
-            self._take_back(*undo)
-            raise
-
-    def _append(self, entries: Sequence[tuple[Position, bytes]]) -> None:
-        buffer: list[bytes] = []
+        if self._failed is not None:
+            raise self._failure()
+        if not entries:
+            return
+        last = self.last
         size = 0
-        synced = self._synced
         for position, frame in entries:
-            assert self.last is None or position.seq == self.last.seq + 1, "a hole in the log"
-            need = seg.RECORD_BYTES + len(frame)
-            segment = self._segments[-1] if self._segments else None
-            if segment is None or segment.end + size + need > segment.size:
-                self._write(buffer, size)
-                buffer, size = [], 0
-                segment = self._rotate(position.seq, need)
-            buffer.append(seg.encode_record(segment.number, position.seq, synced, frame))
-            size += need
-            self.last = position
-        self._write(buffer, size)
-
-    def _write(self, buffer: list[bytes], size: int) -> None:
-        if buffer:
-            assert self._file is not None
-            segment = self._segments[-1]
-            self._file.write(segment.end, buffer[0] if len(buffer) == 1 else b"".join(buffer))
-            segment.end += size
-
-    def _take_back(self, count: int, end: int, last: Position | None) -> None:
-        """Forgets what a failed append has written: its bytes are written over by the next."""
+            assert last is None or (position[3] == last[3] + 1 and position[:3] >= last[:3]), (
+                f"entry {position} does not continue {last}"
+            )
+            last = position
+            size += seg.RECORD_BYTES + len(frame)
+        segment = self._segments[-1] if self._segments else None
+        if segment is None or (
+            segment.end + size > segment.size and segment.end > seg.HEADER_BYTES
+        ):
+            segment = self._rotate(entries[0][0][3])
+        header = segment.header
+        parts: list[bytes] = []
+        for position, frame in entries:
+            parts += seg.encode_record(header, position, self._synced, frame)
+        assert self._file is not None
+        try:
+            self._file.write(segment.end, b"".join(parts))
+        except OSError:
+            self._take_back(segment, segment.end + size)
+            raise
+        segment.end += size
+        segment.marked = False
+        if segment.end > segment.size:
+            segment.size = segment.end
         self.last = last
-        while len(self._segments) > count:
-            segment = self._segments.pop()
-            if self._file is not None:
-                self._file.close()
-            self._file = self._unsynced.pop() if self._unsynced else None
-            with contextlib.suppress(OSError):
-                self._disk.remove(_name(segment.number))
-        if self._segments:
-            self._segments[-1].end = end
+
+    def _take_back(self, segment: Segment, end: int) -> None:
+        """After a write that failed: zeros over what it may have left, so that none of it follows later entries."""
+        assert self._file is not None
+        try:
+            if self._file.size() > segment.size:
+                self._file.truncate(segment.size)
+            write_zeros(self._file, segment.end, min(end, segment.size))
+        except OSError as error:
+            self._failed = error
 
     def sync(self) -> None:
         """Makes everything appended durable.
 
         Raises:
-            OSError: it may not be, and never will be tried again: every further call raises.
+            OSError: it may not be; from now on every call raises (I4).
+            StorageError: the log has failed before.
         """
-        self._check()
+        if self._failed is not None:
+            raise self._failure()
+        if self._file is None or self.last is None or self.last.seq == self._synced:
+            return
+        if self._retired:
+            self._sync_retired()
         try:
-            for file in self._unsynced:
-                file.sync()
-                file.close()
-            self._unsynced = []
-            if self._file is not None:
-                self._file.sync()
+            self._file.sync()
         except OSError as error:
             self._failed = error
             raise
-        if self.last is not None:
-            self._synced = self.last.seq
+        self._synced = self.last.seq
 
-    def _rotate(self, first_seq: int, need: int) -> Segment:
-        """Begins a segment that has room for `need` bytes."""
-        number = self._segments[-1].number + 1 if self._segments else 1
-        size = max(self._segment_bytes, seg.HEADER_BYTES + need)
-        name = _name(number)
-        if size == self._segment_bytes and self._spare:
-            self._spare = False
-            self._disk.rename(SPARE, name)
-            file = self._disk.open(name)
-        else:
-            file = self._disk.open(name, create=True)
-            file.truncate(size)
-        file.write(0, seg.encode_header(seg.Header(number, first_seq)))
-        file.sync()
-        self._disk.sync_names(FOLDER)
+    def _rotate(self, first_seq: int) -> Segment:
+        """Goes on in the next segment; makes it if nobody did ahead of time."""
+        if len(self._retired) >= RETIRED_MAX:
+            self._sync_retired()
+        with self._making:
+            segment, file = self._next or self._make(gently=False)
+            self._next = None
         if self._file is not None:
-            self._unsynced.append(self._file)
+            assert self.last is not None
+            if self._synced == self.last.seq:
+                self._file.close()
+            else:
+                self._retired.append((self._file, self.last.seq))
         self._file = file
-        segment = Segment(number, first_seq, size, seg.HEADER_BYTES)
+        segment.first_seq = first_seq
         self._segments.append(segment)
         return segment
 
+    def _sync_retired(self) -> None:
+        """Syncs the segments that were filled since the last sync, oldest first."""
+        with self._retiring:
+            if self._failed is not None:
+                raise self._failure()
+            while self._retired:
+                file, last_seq = self._retired[0]
+                try:
+                    file.sync()
+                except OSError as error:
+                    self._failed = error
+                    raise
+                file.close()
+                self._synced = max(self._synced, last_seq)
+                del self._retired[0]
+
+    # Segments
+
     def prepare_spare(self) -> None:
-        """Writes the zeros of the next segment ahead of time; may run in a thread beside `append`.
+        """Makes the next segment ahead of time and syncs filled ones; may run in a thread beside the other calls.
 
         Raises:
             OSError: there is no room; a later call may find some.
+            StorageError: the log has failed before.
         """
-        if self._spare or self._failed is not None:
-            return
-        file = self._disk.open(SPARE, create=True)
+        self._sync_retired()
+        with self._making:
+            if self._failed is not None:
+                raise self._failure()
+            if self._next is None:
+                self._next = self._make(gently=True)
+
+    def _make(self, gently: bool) -> tuple[Segment, File]:
+        """A segment of zeros with a header and a name, all durable; `gently`: in many small syncs."""
+        number = self._next_number
+        self._next_number += 1
+        recycled = self._spares.pop() if self._spares else None
+        spare = recycled or f"{SPARE}{number:016x}"
+        file = self._disk.open(spare, create=recycled is None)
+        name = seg.name_of(number)
+        size = self._segment_bytes
+        salt = int.from_bytes(self._random_bytes(4), "little")
+        header = seg.Header(number, salt, size)
         try:
-            file.truncate(self._segment_bytes)
-            for offset in range(0, self._segment_bytes, len(_ZEROS)):
-                file.write(offset, _ZEROS[: min(len(_ZEROS), self._segment_bytes - offset)])
+            if file.size() > size:
+                file.truncate(size)
+            for offset in range(0, size, CHUNK_BYTES):
+                write_zeros(file, offset, min(offset + CHUNK_BYTES, size))
+                if gently:
+                    file.sync()
+            file.write(0, seg.encode_header(header))
             file.sync()
-        finally:
+            self._disk.rename(spare, name)
+            self._disk.sync_names(seg.FOLDER)
+        except OSError as error:
             file.close()
-        self._spare = True
-
-    @property
-    def wants_spare(self) -> bool:
-        """Whether `prepare_spare` has something to do."""
-        return not self._spare
-
-    def _adopt_spare(self) -> bool:
-        """A spare left by an earlier run is zeroed again: it may have been recycled and not finished."""
-        self._disk.remove(SPARE)
-        return False
+            with contextlib.suppress(OSError):
+                self._disk.remove(spare)
+            if error.errno not in NO_ROOM:
+                self._failed = error
+            raise
+        return Segment(header, name, size), file
 
     def trim(self, below_seq: int) -> int:
-        """Drops the oldest segments that hold nothing from `below_seq` on, while over the budget; returns how many."""
+        """Gives up the oldest segments while the log is over its budget and they end below `below_seq`.
+
+        Returns how many. The last one stays, whatever it holds.
+        """
+        if self._failed is not None:
+            raise self._failure()
         dropped = 0
         while (
             len(self._segments) > 1
-            and self.size > self._budget
+            and sum(segment.size for segment in self._segments) + self._segment_bytes > self._budget
             and self._segments[1].first_seq <= below_seq
         ):
-            segment = self._segments.pop(0)
-            name = _name(segment.number)
-            if (
-                not self._spare
-                and not self._disk.exists(SPARE)
-                and segment.size == self._segment_bytes
-            ):
-                self._disk.rename(name, SPARE)
-            else:
-                self._disk.remove(name)
+            self._give_up_oldest()
             dropped += 1
-        if dropped:
-            self._disk.sync_names(FOLDER)
         return dropped
 
-    def close(self) -> None:
-        """Syncs, marks the end so that even the last record is guarded, and closes."""
-        if self._file is None:
-            return
-        if self._failed is None:
-            self.sync()
-            segment = self._segments[-1]
-            if self.last is not None and segment.end + seg.RECORD_BYTES <= segment.size:
-                mark = seg.encode_record(segment.number, self.last.seq, self.last.seq, b"")
-                self._file.write(segment.end, mark)
-                segment.end += len(mark)
-                self._file.sync()
-        for file in [*self._unsynced, self._file]:
-            file.close()
-        self._unsynced, self._file = [], None
+    def start_after(self, position: Position) -> None:
+        """Begins anew behind `position`, which the files of the node have and the log does not.
 
-    def _check(self) -> None:
-        if self._failed is not None:
-            raise StorageError(f"the log could not be synced: {self._failed}") from self._failed
-
-
-# Recovery
-
-
-def _recover(disk: Disk, damage: str) -> Recovered:
-    """Finds the valid prefix of the log, and cuts or moves aside what is behind it."""
-    segments: list[Segment] = []
-    last: Position | None = None
-    numbers = _numbers(disk)
-    torn = 0
-    for index, number in enumerate(numbers):
-        data = disk.view(_name(number))
-        header = _header(data, number)
-        following = [disk.view(_name(later)) for later in numbers[index + 1 :]]
-        expected = last.seq + 1 if last is not None else None
-        if header is None or (expected is not None and header.first_seq != expected):
-            bad_seq = expected or 0
-            if header is not None or _anything_synced(
-                [(number, data), *zip(numbers[index + 1 :], following, strict=True)], 0, bad_seq
-            ):
-                detail = (
-                    "its header is not valid"
-                    if header is None
-                    else f"it begins at seq {header.first_seq}, expected {expected}"
-                )
-                return _damaged(disk, damage, segments, last, numbers[index:], 0, detail)
-            for later in numbers[index:]:  # made and never used
-                disk.remove(_name(later))
-            disk.sync_names(FOLDER)
-            break
-        segment, last = _scan(data, number, header, last)
-        used = len(bytes(data[segment.end :]).rstrip(b"\0"))
-        if used:
-            bad_seq = last.seq + 1 if last is not None else header.first_seq
-            behind = [(number, data), *zip(numbers[index + 1 :], following, strict=True)]
-            if _anything_synced(behind, segment.end, bad_seq):
-                segments.append(segment)
-                return _damaged(
-                    disk,
-                    damage,
-                    segments,
-                    last,
-                    numbers[index:],
-                    segment.end,
-                    f"the record of seq {bad_seq} is not valid, and later ones are",
-                )
-            torn += used
-            _zero(disk, _name(number), segment.end, used)
-            segments.append(segment)
-            for later in numbers[index + 1 :]:
-                disk.remove(_name(later))
-            disk.sync_names(FOLDER)
-            break
-        segments.append(segment)
-    return Recovered(segments, last, torn, [])
-
-
-def _header(data: Any, number: int) -> seg.Header | None:
-    head = bytes(data[: seg.HEADER_BYTES])
-    version = seg.format_of(head)
-    if version is not None and version > seg.FORMAT:
-        raise FormatTooNew(f"{_name(number)} is of format {version}, expected at most {seg.FORMAT}")
-    header = seg.decode_header(head)
-    return header if header is not None and header.number == number else None
-
-
-def _scan(
-    data: Any, number: int, header: seg.Header, last: Position | None
-) -> tuple[Segment, Position | None]:
-    """Follows the valid records of a segment from its start."""
-    offset = seg.HEADER_BYTES
-    expected = header.first_seq
-    while (record := seg.record_at(data, offset, number)) is not None:
-        if not record.payload:
-            if record.seq != expected - 1:
-                break
-        else:
-            if record.seq != expected:
-                break
-            try:
-                _, position, _ = fx.decode_head(record.payload)
-            except WireError:
-                break
-            if position.seq != record.seq:
-                break
-            last = position
-            expected += 1
-        offset = record.end
-    return Segment(number, header.first_seq, len(data), offset), last
-
-
-def _anything_synced(behind: Sequence[tuple[int, Any]], offset: int, bad_seq: int) -> bool:
-    """Whether a valid record behind a bad one shows that the bad one had been durable."""
-    for number, data in behind:
-        for record in seg.records_behind(data, offset, number):
-            if record.synced >= bad_seq > 0 or (bad_seq == 0 and record.synced > 0):
-                return True
-        offset = 0
-    return False
-
-
-def _damaged(
-    disk: Disk,
-    damage: str,
-    segments: list[Segment],
-    last: Position | None,
-    numbers: Sequence[int],
-    offset: int,
-    detail: str,
-) -> Recovered:
-    """Refuses damage, or keeps the prefix and moves copies of the rest aside."""
-    name = _name(numbers[0])
-    if damage != "keep-prefix":
-        raise DamagedFile(name, offset, detail)
-    moved = []
-    for number in numbers:
-        aside = f"{_name(number)}.damaged"
-        if offset and number == numbers[0]:
-            _copy(disk, _name(number), aside)
-            _zero(disk, _name(number), offset, disk.open(_name(number)).size() - offset)
-        else:
-            disk.rename(_name(number), aside)
-        moved.append(aside)
-    disk.sync_names(FOLDER)
-    return Recovered(segments, last, 0, moved)
-
-
-def _copy(disk: Disk, name: str, to: str) -> None:
-    data = disk.view(name)
-    file = disk.open(to, create=True)
-    try:
-        file.write(0, bytes(data))
-        file.sync()
-    finally:
-        file.close()
-
-
-def _zero(disk: Disk, name: str, offset: int, size: int) -> None:
-    file = disk.open(name)
-    try:
-        for start in range(offset, offset + size, len(_ZEROS)):
-            file.write(start, _ZEROS[: min(len(_ZEROS), offset + size - start)])
-        file.sync()
-    finally:
-        file.close()
-
-
-# Reading
-
-
-class LogReader:
-    """Reads entries from a log that may be growing, from any process.
-
-    Only what the caller knows to be durable is read. Sequential reads go on where the last one stopped.
-    """
-
-    CURSORS_MAX: Final = 64
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._cursors: dict[int, tuple[int, int]] = {}  # next seq -> (segment, offset)
-
-    def first_seq(self) -> int:
-        """The first seq that can be read; 0 when there is no segment."""
-        for number in _numbers(self._disk):
-            header = self._header(number)
-            if header is not None:
-                return header.first_seq
-        return 0
-
-    def last_seq(self) -> int:
-        """The seq of the last valid record, durable or not; for a log that nobody appends to at this moment."""
-        for number in reversed(_numbers(self._disk)):
-            header = self._header(number)
-            if header is None:
-                continue
-            last = header.first_seq - 1
-            offset = seg.HEADER_BYTES
-            while records := self._records(number, offset, CHUNK_BYTES):
-                last, offset = records[-1].seq, records[-1].end
-            return last
-        return 0
-
-    def read(self, from_seq: int, max_bytes: int, up_to_seq: int) -> list[bytes]:
-        """Frames of entries from `from_seq` on: at least one, unless `up_to_seq` comes before.
-
-        Raises:
-            Compacted: the log begins later.
-            DamagedFile: what is there is not what was written.
+        That happens where a log that was not synced lost more to a crash than the snapshot that was made from it.
         """
-        frames: list[bytes] = []
-        if from_seq > up_to_seq:
-            return frames
-        number, offset = self._cursors.pop(from_seq, (0, 0))
-        if not number:
-            number, offset = self._find(from_seq)
-        seq = from_seq
-        size = 0
-        while seq <= up_to_seq and (size < max_bytes or not frames):
-            records = self._records(number, offset, max_bytes - size)
-            before = seq
-            for record in records:
-                if record.payload and record.seq == seq and seq <= up_to_seq:
-                    frames.append(record.payload)
-                    size += len(record.payload)
-                    seq += 1
-                elif record.payload or record.seq != seq - 1:
-                    break
-                offset = record.end
-            if seq == before:
-                moved = self._find(seq)
-                if moved == (number, offset):
-                    raise DamagedFile(_name(number), offset, f"expected the record of seq {seq}")
-                number, offset = moved
-        if len(self._cursors) >= self.CURSORS_MAX:
-            del self._cursors[next(iter(self._cursors))]
-        self._cursors[seq] = (number, offset)
-        return frames
+        assert self.last is None or position > self.last, f"{self.last} is not before {position}"
+        while len(self._segments) > 1:
+            self._give_up_oldest()
+        if self._segments:
+            assert self._file is not None
+            self._file.close()
+            self._file = None
+            self._give_up_oldest()
+        self.last = position
+        self._synced = position.seq
 
-    def _find(self, seq: int) -> tuple[int, int]:
-        """Where the record of `seq` is, or should be."""
-        found: tuple[int, int] | None = None
-        first = 0
-        for number in _numbers(self._disk):
-            header = self._header(number)
-            if header is None:
-                continue
-            first = first or header.first_seq
-            if header.first_seq > seq:
-                break
-            found = (number, header.first_seq)
-        if found is None:
-            raise Compacted(first)
-        number, at = found
-        offset = seg.HEADER_BYTES
-        while at < seq:
-            records = self._records(number, offset, CHUNK_BYTES)
-            before = offset
-            for record in records:
-                if at == seq or record.seq not in (at, at - 1):
-                    break
-                at += 1 if record.payload else 0
-                offset = record.end
-            if offset == before:
-                break
-        return number, offset
+    def _give_up_oldest(self) -> None:
+        segment = self._segments[0]
+        spare = f"{SPARE}{segment.header.number:016x}"
+        recycle = not self._spares and segment.size == self._segment_bytes
+        try:
+            if recycle:
+                self._disk.rename(segment.name, spare)
+            else:
+                self._disk.remove(segment.name)
+            self._disk.sync_names(seg.FOLDER)
+        except OSError as error:
+            self._failed = error
+            raise
+        del self._segments[0]
+        if recycle:
+            self._spares.append(spare)
 
-    def _header(self, number: int) -> seg.Header | None:
-        try:
-            file = self._disk.open(_name(number))
-        except FileNotFoundError:
-            return None
-        try:
-            header = seg.decode_header(file.read(0, seg.HEADER_BYTES))
-        finally:
-            file.close()
-        return header if header is not None and header.number == number else None
+    # The end
 
-    def _records(self, number: int, offset: int, size: int) -> list[seg.Record]:
-        """The valid records from `offset` on in about `size` bytes of a segment; at least one, if there is one."""
+    def close(self) -> None:
+        """Syncs, marks the end so that even the last record is guarded against damage, and closes."""
+        with self._making:
+            if self._failed is None:
+                self.sync()
+                self._mark()
+            files = [file for file, _ in self._retired]
+            files += [self._next[1]] if self._next is not None else []
+            files += [self._file] if self._file is not None else []
+            for file in files:
+                file.close()
+            self._retired, self._next, self._file = [], None, None
+
+    def _mark(self) -> None:
+        segment = self._segments[-1] if self._segments else None
+        if segment is None or segment.marked or segment.end == seg.HEADER_BYTES:
+            return
+        assert self._file is not None
+        assert self.last is not None
+        mark = b"".join(seg.encode_record(segment.header, self.last, self.last.seq, b""))
         try:
-            file = self._disk.open(_name(number))
-        except FileNotFoundError:
-            return []
-        try:
-            data = file.read(offset, min(max(size, seg.RECORD_BYTES), CHUNK_BYTES))
-            length = seg.length_at(data, 0, number)
-            if length is not None and length > len(data):
-                data = file.read(offset, length)
-        finally:
-            file.close()
-        records = []
-        at = 0
-        while (record := seg.record_at(data, at, number)) is not None:
-            at = record.end
-            records.append(record._replace(offset=offset + record.offset, end=offset + record.end))
-        return records
+            self._file.write(segment.end, mark)
+        except OSError:  # no room for a mark: it is not needed
+            self._take_back(segment, segment.end + len(mark))
+        else:
+            self._file.sync()
+
+    def _failure(self) -> StorageError:
+        error = StorageError(f"the log failed before and takes no more: {self._failed}")
+        error.__cause__ = self._failed
+        return error
