@@ -37,7 +37,7 @@ def configure_logging(config: LogConfig, node: str, actor: str) -> Any:
             "node": node,
             "actor": actor,
         }
-        return {**head, **event_dict}
+        return {**head, **event_dict, **head}  # no field takes the place of these
 
     colours = config.format == "pretty" and sys.stderr.isatty()
     last: list[Any] = [
