@@ -36,6 +36,7 @@ OPTIONS: Final = {
 }
 _WATCHED: Final = (
     zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -77,6 +78,7 @@ class Link:
             self.close()
             raise ConfigError([f"address {address!r} cannot be connected to: {error}"]) from error
         self.fds: tuple[int, int] = (_fd(socket), _fd(monitor))
+        self._stood = False  # the handshake was done
         self._send = socket.send
         self._receive = socket.recv
 
@@ -123,23 +125,30 @@ class Link:
 
     def broke(self) -> str | None:
         """Why the connection is over; None while it stands or is being made."""
-        try:
-            event = int.from_bytes(self._monitor.recv(_NOBLOCK)[:2], "little")
-            self._monitor.recv(_NOBLOCK)  # the address
-        except zmq.Again:
-            return None
-        if event == zmq.EVENT_DISCONNECTED:
+        while True:
+            try:
+                event = int.from_bytes(self._monitor.recv(_NOBLOCK)[:2], "little")
+                self._monitor.recv(_NOBLOCK)  # the address
+            except zmq.Again:
+                return None
+            if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                break
+            self._stood = True
+        if self._stood:
             return "the connection broke"
         return "the handshake failed: do both sides use CURVE, and is server_key the node's?"
 
-    def wait(self, waker: int, seconds: float, sending: bool) -> None:
-        """Sleeps until something comes, the waker or the time does; with `sending`, until a frame can go too."""
+    def wait(self, waker: int, seconds: float, sending: bool) -> bool:
+        """Sleeps until something comes, the waker or the time does; with `sending`, until a frame can go too.
+
+        Returns whether `broke` has something to say.
+        """
         sockets: list[tuple[Any, int]] = [
             (self._socket, POLLIN | POLLOUT if sending else POLLIN),
             (self._monitor, POLLIN),
             (waker, POLLIN),
         ]
-        zmq_poll(sockets, _ms(seconds))
+        return any(source is self._monitor for source, _ in zmq_poll(sockets, _ms(seconds)))
 
 
 def wait_without_link(waker: int, seconds: float) -> None:

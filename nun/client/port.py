@@ -246,11 +246,11 @@ class Port:
             if link is None:
                 wait_without_link(self._bell, wakeup - now)
             else:
-                link.wait(self._bell, wakeup - now, bool(session.outbox))
-                self._take_in(link)
+                monitored = link.wait(self._bell, wakeup - now, bool(session.outbox))
+                self._take_in(link, monitored)
             session.tick(monotonic())
 
-    def _take_in(self, link: Link) -> None:
+    def _take_in(self, link: Link, monitored: bool) -> None:
         """Everything that has come, then whether the connection is over."""
         session = self.session
         generation = session.generation
@@ -258,7 +258,7 @@ class Port:
             session.receive(frame, monotonic())
             if session.generation != generation:
                 return
-        why = link.broke()
+        why = link.broke() if monitored else None
         if why is not None:
             session.broken(monotonic(), why)
 

@@ -79,14 +79,13 @@ class Session:
         password: str | bytes | None,
     ) -> None:
         self.client_id = client_id
-        self.node: dict[str, Any] = {}  # what HELLO's reply told of it
         self.wants_link = True
         self.outbox: deque[tuple[bytes, Request | None]] = deque()
         self.finished: list[Request | WatchState] = []
         self.in_flight: dict[int, Request] = {}
         self.generation = 1  # counts links
         self.token: int | None = None
-        self.trouble = "no node has answered yet"
+        self.trouble = "nobody is there, or nobody answers"
         self._addresses = addresses
         self._at = 0
         self._user = user
@@ -304,7 +303,7 @@ class Session:
                 watch = self._live.get(number)
                 if watch is not None:
                     self._end_watch(watch, error_of(code, text, fields, TEXT))
-        except (WireError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (WireError, TypeError, ValueError, LookupError, AttributeError) as error:
             self.broken(now, f"the node sent what is no message: {error}")
 
     def _reply(
@@ -315,14 +314,14 @@ class Session:
             if number and number == self._greeting:
                 self._greeted(status, result, now)
             return
+        if status and not _is_error(result):
+            raise WireError("an error reply is [status, number, [message, fields], ...]")
         if status == SessionUnknown.code:
             self.broken(now, "the node does not know the session")
             return
         del self.in_flight[number]
         if request.parked:
             del self._parked[number]
-        if status and not _is_error(result):
-            raise WireError("an error reply is [status, number, [message, fields], ...]")
         request.status = status
         request.result = result
         request.position = position
@@ -350,8 +349,13 @@ class Session:
             message, fields = result
             self._not_greeted(error_of(status, message, fields, TEXT), now)
             return
-        self.token, self._born, next_number, node = result
-        self.node = node
+        match result:
+            case [int() as token, int() as born, int() as next_number, dict()] if (
+                next_number < 2**62
+            ):
+                self.token, self._born = token, born
+            case _:
+                raise WireError("the reply to hello is [token, born, next_number, {...}]")
         self._next_number = max(self._next_number, next_number)
         self._greeting_until = NEVER
         self._ready_since = now
@@ -406,7 +410,11 @@ class Session:
             if other.grant is grant and not other.parked
         ]
         if request.status == 0:
-            grant.number, grant.options = request.result
+            match request.result:
+                case [int() as number, dict() as options]:
+                    grant.number, grant.options = number, options
+                case _:
+                    raise WireError("the reply to use is [database, {...}]")
             grant.generation = self.generation
             for other in held:
                 self._send(other, now)
@@ -465,6 +473,8 @@ class Session:
     def _watching(self, watch: WatchState, request: Request, now: float) -> None:
         if request.status == 0:
             number = request.result
+            if not isinstance(number, int):
+                raise WireError("the reply to watch is a number")
             if watch.closed:
                 self._unwatch(number, now)
                 return
@@ -539,9 +549,12 @@ class Session:
         if late:
             self._early = [request for request in self._early if request.deadline > now]
         for request in late:
-            self._lose(request, "timeout", ConnectionLost(f"no answer in time: {self.trouble}"))
+            self._lose(request, "timeout", self._late())
         for watch in [w for w in self._watches if not w.begun and w.deadline <= now]:
-            self._end_watch(watch, ConnectionLost(f"no answer in time: {self.trouble}"))
+            self._end_watch(watch, self._late())
+
+    def _late(self) -> ConnectionLost:
+        return ConnectionLost(f"no answer in time from {self.address}: {self.trouble}")
 
     def _resend_at(self, request: Request) -> float:
         if request.kind in _SENT_ONCE or not request.sent or not self._selected(request.grant):

@@ -201,7 +201,8 @@ class WatchState:
     def _next(self) -> Event | None:
         """Gives out the next event of the message in hand, None if it was given out before."""
         kind, key, value, version, op_id, seq = self._events.pop()
-        position = Position(*self._epoch, seq)
+        reign, node, start = self._epoch
+        position = Position(reign, node, start, seq)
         if kind == EVENT_COMPACTED:
             self._copying = True
             self._since, self._entry = NOWHERE, None

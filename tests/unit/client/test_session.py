@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -233,6 +234,51 @@ def test_what_is_no_message_ends_the_link(shell: Shell, frame: bytes) -> None:
     shell.session.receive(frame, shell.now)
     assert shell.session.token is None
     assert "no message" in shell.session.trouble
+
+
+def test_whatever_a_node_sends_the_session_stands_or_starts_anew() -> None:
+    """Random bytes, and messages of every kind with parts of wrong types, left out or added."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    parts: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        2**64 - 1,
+        0.5,
+        b"",
+        b"x" * 9,
+        "a",
+        [],
+        {},
+        [b"a", {}],
+    ]
+    kinds = [*range(15), m.PROBE, m.EVENTS, m.RECEIPT, m.WATCH_ENDED]
+    for _ in range(300):
+        shell = Shell()
+        shell.greet()
+        grant = Grant("shop", None, "t")
+        watch = watch_of(grant)
+        shell.session.watch(watch, shell.now)
+        requests = [shell.begin(get(grant)), shell.begin(put(grant)), shell.begin(ops.status())]
+        for _ in range(20):
+            shell.sent()
+            if chance.random() < 0.3:
+                frame = chance.randbytes(chance.randrange(40))
+            else:
+                size = chance.randrange(1, 8)
+                frame = pack([chance.choice(kinds), *chance.choices(parts, k=size)])
+            shell.session.receive(frame, shell.now)
+            shell.pass_time(chance.random())
+            if shell.session.wants_link:
+                shell.greet()
+        shell.pass_time(60)
+        assert all(request.done for request in requests)
 
 
 # Databases

@@ -256,10 +256,10 @@ def test_encryption() -> None:
     with FakeNode(curve=(public, secret)) as node:
         with nun.Client(node.address, server_key=public.decode()) as client:
             assert client.database("shop", token="t").get("a") is None
-        with pytest.raises(nun.ConnectionLost):
+        with pytest.raises(nun.ConnectionLost, match="do both sides use CURVE"):
             nun.Client(node.address, timeout=0.3)
         other, _ = zmq.curve_keypair()
-        with pytest.raises(nun.ConnectionLost):
+        with pytest.raises(nun.ConnectionLost, match="is server_key the node's"):
             nun.Client(node.address, server_key=other, timeout=0.3)
 
 
