@@ -82,7 +82,7 @@ class Resilient:
             new = self.client
             new.client_id, new.born, new.floor = old.client_id, old.born, old.floor
             new.number = old.number + 1
-            new.send(m.HELLO, 1, new.number, new.client_id, new.born, "nun", "nun-pwd")
+            new.send(m.HELLO, 1, new.number, new.client_id, new.born, None, None)
             reply = new.reply_to(new.number, 1.0)
             if reply is not None:
                 new.token, new.born, _, _ = reply.value()
@@ -212,7 +212,7 @@ class Watcher(threading.Thread):
 
     Args:
         credit: how many bytes it lets the node send ahead.
-        leave_after: it drops its connection after about so many events (0: never) ...
+        leave_after: it leaves after about so many messages (0: never), now and then without a word ...
         away: ... and comes back when this many more steps were made by the writers.
     """
 
@@ -304,7 +304,9 @@ class Watcher(threading.Thread):
         for event in events:
             self.take(epoch, Told(*event))
         client.send(m.CREDIT, client.token, 0, self.number, len(body))
-        if self.leave_after and self.random.randrange(self.leave_after) < len(events):
+        if self.leave_after and self.random.randrange(self.leave_after) == 0:
+            if self.random.random() < 0.7:
+                client.send(m.BYE, client.token, 0)
             if self.away and self.target is None:
                 self.link.client.close()
                 self.wait_away()
