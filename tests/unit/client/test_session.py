@@ -9,10 +9,8 @@ import pytest
 
 from nun import messages as m
 from nun.client import operations as ops
-from nun.client.request import Grant, Request
+from nun.client.request import Grant
 from nun.client.session import GREETING_PATIENCE_S, PARKED_MAX, RECEIPT_BYTES, Session
-from nun.client.values import TEXT
-from nun.client.watches import NOWHERE, WatchState
 from nun.codec import pack, unpack
 from nun.core import record
 from nun.errors import (
@@ -22,111 +20,23 @@ from nun.errors import (
     NoSuchDatabase,
     OutcomeExpired,
     Overloaded,
-    PermissionDenied,
-    RequestError,
     SessionUnknown,
     UnknownOutcome,
     VersionConflict,
-    to_wire,
 )
+from tests.support.session_shell import Shell, get, greeted, put, selected, watch_of
 
 RECORD = record.live(3, 99, b"mary")
 
 
-class Shell:
-    """Plays socket, clock and node."""
-
-    def __init__(self, addresses: tuple[str, ...] = ("tcp://a",), **arguments: Any) -> None:
-        self.session = Session(addresses, b"me", None, None, **arguments)
-        self.now = 100.0
-        self.token = 0
-
-    def sent(self) -> list[Any]:
-        """What the session wants sent now."""
-        messages = []
-        outbox = self.session.outbox
-        while outbox:
-            frame, request = outbox.popleft()
-            if request is not None and request.done:
-                continue
-            if request is not None:
-                request.sent = True
-            messages.append(unpack(frame))
-        return messages
-
-    def begin(self, request: Request, timeout: float = 10.0) -> Request:
-        request.deadline = self.now + timeout
-        frame = self.session.begin(request, self.now)
-        if frame is not None:
-            self.session.outbox.append((frame, request))
-        return request
-
-    def come(self, *message: Any) -> None:
-        self.session.receive(pack(message), self.now)
-
-    def reply(self, message: Any, result: Any = None, position: Any = None, op_id: int = 0) -> None:
-        self.come(0, message[2], result, position, op_id)
-
-    def refuse(self, message: Any, error: RequestError) -> None:
-        code, body = to_wire(error)
-        self.come(code, message[2], body, None, 0)
-
-    def open(self) -> Any:
-        """Opens the link; returns the HELLO."""
-        assert self.session.wants_link
-        self.session.opened(self.now)
-        [hello] = self.sent()
-        assert hello[0] == m.HELLO
-        return hello
-
-    def greet(self, next_number: int = 1) -> Any:
-        hello = self.open()
-        self.token += 1000
-        self.reply(hello, [self.token, 7, next_number, {b"node": b"n1"}])
-        return hello
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        self.session.tick(self.now)
-
-    def greet_again(self) -> Any:
-        """After the link broke: waits for the pause to end, then greets."""
-        self.pass_time(max(self.session.wakeup() - self.now, 0))
-        return self.greet()
-
-
 @pytest.fixture
 def shell() -> Shell:
-    shell = Shell()
-    shell.greet()
-    return shell
+    return greeted()
 
 
 @pytest.fixture
 def grant(shell: Shell) -> Grant:
-    """A database that is selected as number 5."""
-    grant = Grant("shop", None, "t")
-    ping = shell.begin(ops.ping(grant))
-    [use] = shell.sent()
-    assert use[0] == m.USE
-    assert use[3:] == [b"shop", None, b"t"]
-    shell.reply(use, [5, {b"strategy": b"none"}])
-    [message] = shell.sent()
-    shell.reply(message)
-    assert ping.done
-    return grant
-
-
-def get(grant: Grant, key: str = "a") -> Request:
-    return ops.get(grant, key, TEXT)
-
-
-def put(grant: Grant, key: str = "a", value: str = "1") -> Request:
-    return ops.set(grant, key, value, None, TEXT)
-
-
-def watch_of(grant: Grant, pattern: str = "a", credit: int = 1000) -> WatchState:
-    return WatchState(grant, pattern, None, credit, TEXT)
+    return selected(shell)
 
 
 # Greeting
@@ -563,148 +473,3 @@ def test_a_request_given_up_by_its_shell_says_what_can_be_known(grant: Grant) ->
     write.give_up("closed")
     with pytest.raises(UnknownOutcome):
         write.answer()
-
-
-# Watches
-
-
-def start(shell: Shell, watch: WatchState, number: int = 31, seq: int = 40) -> Any:
-    """Has the watch asked for and served; returns what asked for it."""
-    shell.session.watch(watch, shell.now)
-    [message] = shell.sent()
-    assert message[0] == m.WATCH
-    shell.reply(message, number, [1, 1, 1, seq])
-    return message
-
-
-def event(key: bytes, seq: int) -> list[Any]:
-    return [m.EVENT_SET, key, b"v", 1, seq * 10, seq]
-
-
-def test_a_watch_is_asked_for_and_fed(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant, "user:*")
-    message = start(shell, watch)
-    assert message[3:] == [5, m.WATCH_PREFIX, b"user:", None, 1000]
-    assert watch.begun
-    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [event(b"user:1", 41)]]))
-    shell.come(m.EVENTS, 99, pack([[1, 1, 1], [event(b"user:2", 42)]]))
-    assert watch in shell.session.finished
-    taken = watch.take()
-    assert taken is not None
-    assert taken.key == "user:1"
-    assert watch.take() is None
-
-
-def test_a_watch_goes_on_where_it_was_after_a_lost_link(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [event(b"a", 41), event(b"a", 42)]]))
-    watch.take()
-    watch.take()
-    shell.session.broken(shell.now, "gone")
-    assert watch.number is None
-    shell.greet_again()
-    [use] = shell.sent()
-    shell.reply(use, [6, {}])
-    [message] = shell.sent()
-    assert message[3:] == [6, m.WATCH_KEY, b"a", [1, 1, 1, 41], 1000]
-
-
-def test_a_watch_that_is_refused_ends(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    shell.session.watch(watch, shell.now)
-    [message] = shell.sent()
-    shell.refuse(message, PermissionDenied("no"))
-    assert isinstance(watch.error, PermissionDenied)
-
-
-def test_a_watch_that_was_live_survives_a_node_that_is_overloaded(
-    shell: Shell, grant: Grant
-) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    shell.session.broken(shell.now, "gone")
-    shell.greet_again()
-    [use] = shell.sent()
-    shell.reply(use, [5, {}])
-    [message] = shell.sent()
-    shell.refuse(message, Overloaded("watches_max", retry_after_ms=3000))
-    assert watch.error is None
-    shell.pass_time(2.9)
-    assert shell.sent() == []
-    assert shell.session.wakeup() == pytest.approx(shell.now + 0.1)
-    shell.pass_time(0.2)
-    assert [message[0] for message in shell.sent()] == [m.WATCH]
-
-
-def test_a_watch_that_is_not_served_in_time_ends(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    watch.deadline = shell.now + 1
-    shell.session.watch(watch, shell.now)
-    shell.pass_time(1.0)
-    assert isinstance(watch.error, ConnectionLost)
-
-
-def test_a_watch_that_the_node_ends_says_why(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    shell.come(m.WATCH_ENDED, 31, NoSuchDatabase.code, "dropped", {"database": "shop"})
-    assert isinstance(watch.error, NoSuchDatabase)
-    assert watch.error.fields == {"database": "shop"}
-    shell.come(m.WATCH_ENDED, 31, NoSuchDatabase.code, "dropped", {})
-
-
-def test_a_watch_is_closed_at_the_node_too(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    shell.session.unwatch(watch, shell.now)
-    [message] = shell.sent()
-    assert (message[0], message[3]) == (m.UNWATCH, 31)
-    shell.reply(message, True)
-
-
-def test_a_watch_that_is_closed_before_it_is_served_is_closed_when_it_is(
-    shell: Shell, grant: Grant
-) -> None:
-    watch = watch_of(grant)
-    shell.session.watch(watch, shell.now)
-    shell.session.unwatch(watch, shell.now)
-    [message] = shell.sent()
-    shell.reply(message, 31, [1, 1, 1, 40])
-    assert [message[0] for message in shell.sent()] == [m.UNWATCH]
-
-
-def test_credit_is_returned_to_the_stream_that_it_came_from(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    body = pack([[1, 1, 1], [event(b"a", 41)]])
-    shell.come(m.EVENTS, 31, body)
-    watch.take()
-    assert watch.take() is None
-    owed = watch.take_owed()
-    assert owed[0] == len(body)
-    shell.session.give_credit(watch, owed)
-    assert shell.sent() == [[m.CREDIT, 1000, 0, 31, len(body)]]
-    shell.session.broken(shell.now, "gone")
-    shell.session.give_credit(watch, owed)
-    assert shell.sent() == []
-
-
-def test_a_copy_that_was_cut_off_is_asked_for_anew(shell: Shell, grant: Grant) -> None:
-    watch = watch_of(grant)
-    start(shell, watch)
-    compacted = [m.EVENT_COMPACTED, None, None, 0, 0, 50]
-    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [compacted, event(b"a", 50)]]))
-    assert [watch.take().kind, watch.take().kind] == ["compacted", "set"]  # type: ignore[union-attr]
-    shell.session.broken(shell.now, "gone")
-    shell.greet_again()
-    shell.reply(shell.sent()[0], [5, {}])
-    assert shell.sent()[0][6] == list(NOWHERE)
-
-
-def test_a_slow_selection_does_not_make_the_session_spin(shell: Shell) -> None:
-    watch = watch_of(Grant("shop", None, "t"))
-    watch.deadline = shell.now + 5
-    shell.session.watch(watch, shell.now)
-    shell.sent()
-    assert shell.session.wakeup() > shell.now + 0.5
