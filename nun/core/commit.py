@@ -1,14 +1,19 @@
 """Group commit: what the storage writer appends, when it syncs, and what it may call durable.
 
-Entries come in over a socket that may drop; they are appended in order of seq, without a hole, and announced as the
-fsync policy allows:
+Entries come in over a socket that may drop, and a second time on request; they are appended in order of seq, without
+a hole, and announced as the fsync policy allows:
 
     always      durable once a sync that began after the append has returned
     interval    durable once appended; a sync every `interval_ms` while there is something to sync
     never       durable once appended
 
+One turn: `take` what has come in, append what it returns, `was_appended`; sync if `wants_sync`, `was_synced`; announce
+what `durable` returns; ask for what `gap` says. Where the disk has no room, the owner keeps what `take` returned and
+appends it later: nothing is called durable meanwhile.
+
 I1  What is appended continues the log by exactly one seq an entry; an entry of an older epoch is never appended (P5).
-I2  `durable` never runs ahead of what was appended, nor, under `always`, of what was synced.
+I2  announced <= appended <= received and synced <= appended; under `always`, announced <= synced.
+I3  Each position is announced at most once, and in order.
 """
 
 from __future__ import annotations
@@ -20,28 +25,32 @@ from nun.core import effects as fx
 from nun.position import Position
 
 GAP_PATIENCE_MS: Final = 100
+POLICIES: Final = ("always", "interval", "never")
 
 
 class Commit:
     """The decisions of one storage writer.
 
+    Attributes:
+        received, appended, synced: how far each has come; None: nowhere, in an empty log.
+
     Args:
-        last: the last position in the log, None when it is empty.
+        last: the last position in the log, None when it is empty; all up to it is synced.
         policy: "always", "interval" or "never".
         interval_ms: between syncs, for "interval".
     """
 
     def __init__(self, last: Position | None, policy: str, interval_ms: int) -> None:
-        assert policy in ("always", "interval", "never"), policy
+        assert policy in POLICIES, policy
         self.policy = policy
         self._interval_ms = interval_ms
         self.received = last
         self.appended = last
         self.synced = last
         self._announced = last
-        self._last_sync_ms = 0
+        self._last_sync_ms: int | None = None
+        self._known_seq = self.next_seq - 1  # the highest that is known to exist
         self._gap_asked_ms: int | None = None
-        self._missing = False
 
     @property
     def next_seq(self) -> int:
@@ -49,48 +58,60 @@ class Commit:
         return self.received.seq + 1 if self.received is not None else 1
 
     def take(self, frames: Sequence[bytes]) -> list[tuple[Position, bytes]]:
-        """Frames of the op stream or of a resend, in order of arrival; returns what is to be appended."""
+        """Frames of the op stream or of a resend, in order of arrival; returns what is to be appended.
+
+        Entries that are here already, and whatever is of an older epoch, are passed over.
+
+        Raises:
+            WireError: a frame is neither an entry nor a beat.
+        """
         taken = []
+        received = self.received
+        expected = self.next_seq
         for frame in frames:
             kind, position, _ = fx.decode_head(frame)
-            if self.received is not None and position.epoch < self.received.epoch:
+            seq = position.seq
+            if seq < expected or (received is not None and position < received):
                 continue
-            if kind == fx.BEAT:
-                self._missing = self._missing or position.seq >= self.next_seq
-            elif position.seq == self.next_seq:
+            if seq == expected and kind == fx.ENTRY:
                 taken.append((position, frame))
-                self.received = position
-            elif position.seq > self.next_seq:
-                self._missing = True
-        if taken:
-            self._missing = self._missing and taken[-1][0].seq < self.next_seq - 1
+                received = position
+                expected += 1
+            elif seq > self._known_seq:
+                self._known_seq = seq
+        self.received = received
         return taken
 
     def gap(self, now_ms: int) -> int | None:
         """The seq from which entries are to be sent again, when some are missing and were not just asked for."""
-        if not self._missing:
+        if self._known_seq < self.next_seq:
             self._gap_asked_ms = None
             return None
         asked = self._gap_asked_ms
         if asked is not None and now_ms - asked < GAP_PATIENCE_MS:
             return None
         self._gap_asked_ms = now_ms
-        self._missing = False  # the next beat says so again if need be
         return self.next_seq
 
     def was_appended(self, position: Position) -> None:
         """Everything up to `position` is in the file."""
+        assert self.appended is None or position > self.appended
+        assert self.received is not None
+        assert position <= self.received
         self.appended = position
 
     def wants_sync(self, now_ms: int) -> bool:
         """Whether a sync is due now."""
         if self.appended == self.synced or self.policy == "never":
             return False
-        return self.policy == "always" or now_ms - self._last_sync_ms >= self._interval_ms
+        last = self._last_sync_ms
+        return self.policy == "always" or last is None or now_ms - last >= self._interval_ms
 
     def was_synced(self, position: Position | None, now_ms: int) -> None:
         """A sync that began when `position` was appended has returned."""
-        self.synced = position
+        assert position is None or (self.appended is not None and position <= self.appended)
+        if position is not None and (self.synced is None or position > self.synced):
+            self.synced = position
         self._last_sync_ms = now_ms
 
     def durable(self) -> Position | None:
