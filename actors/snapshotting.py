@@ -152,7 +152,7 @@ class Snapshotting:
             raise error
 
     def _taken(self, job: Job, report: SnapshotReport) -> None:
-        if job.databases is None:
+        if self.snapshots.position >= report.seq:  # else some database still needs that log
             self.log_bytes -= job.log_bytes
         told = {**report.describe(), "seconds": round(time.monotonic() - job.began, 4)}
         self.last = {**told, "unix_ms": time.time_ns() // 1_000_000}

@@ -26,10 +26,11 @@ from actors.snapshotting import FULL_ERRNOS, Snapshotting
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core.commit import Commit
-from nun.errors import StorageError
+from nun.errors import DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from nun.position import Position
 from storage.directory import DataDirectory
+from storage.manifest import read_state
 from storage.oplog import LogReader, Oplog
 from storage.snapshot import Snapshots
 
@@ -55,17 +56,11 @@ class Writer:
         self.directory = DataDirectory.open(Path(child.config.node.data_dir))
         identity = self.directory.begin_start()
         disk = self.directory.disk
-        self.oplog = Oplog.open(
-            disk, storage.segment_bytes, storage.oplog_bytes, damage=storage.damage
-        )
-        if self.oplog.torn_bytes or self.oplog.moved_aside:
-            self.log.warning(
-                "log_cut", torn_bytes=self.oplog.torn_bytes, moved_aside=self.oplog.moved_aside
-            )
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
         if self.snapshots.finished:
             self.log.info("snapshot_finished", files=self.snapshots.finished)
+        self.oplog = self.open_log()
         self.commit = Commit(self.oplog.last, storage.fsync, storage.fsync_interval_ms)
         self.waiting: list[tuple[Position, bytes]] = []  # taken, and the disk had no room for them
         self.full: dict[str, str] = {}  # why the disk counts as full, by what found no room
@@ -98,6 +93,46 @@ class Writer:
             position=None if last is None else str(last),
             log_bytes=self.oplog.size,
         )
+
+    def open_log(self) -> Oplog:
+        """Recovers the log. It must reach as far as the files do, for no snapshot holds what was not durable in it."""
+        storage = self.child.config.storage
+        oplog = Oplog.open(
+            self.directory.disk,
+            storage.segment_bytes,
+            storage.oplog_bytes,
+            damage=storage.damage,
+            check_from_seq=self.snapshots.position + 1,
+        )
+        if oplog.torn_bytes or oplog.moved_aside:
+            self.log.warning(
+                "log_cut",
+                torn_bytes=oplog.torn_bytes,
+                moved_aside=oplog.moved_aside,
+                damage=oplog.damage,
+            )
+        files = self.last_of_files()
+        last_seq = 0 if oplog.last is None else oplog.last.seq
+        if files is not None and files.seq > last_seq:
+            if storage.damage == "refuse":
+                raise DamagedFile(
+                    "oplog",
+                    0,
+                    f"the log ends at seq {last_seq}, expected at least {files.seq}, which the files "
+                    'hold; storage.damage = "keep-prefix" goes on from the files',
+                )
+            self.log.warning("log_begins_anew", behind=str(files), log_ended_at=last_seq)
+            oplog.start_after(files)
+        return oplog
+
+    def last_of_files(self) -> Position | None:
+        """The last entry that any of the files holds."""
+        found = read_state(self.directory.disk)
+        position = None if found is None else found[0].position
+        if position is None:
+            return None
+        databases = self.snapshots.describe()["databases"].values()
+        return position._replace(seq=max(position.seq, *(known["seq"] for known in databases), 0))
 
     def story(self) -> str:
         """One line about where it stands."""
@@ -248,10 +283,9 @@ class Writer:
         if not self.following:
             return
         self.snapshotting.tick()
-        if not self.making_spare:  # else both would handle the same file
-            self.oplog.trim(self.snapshots.position + 1)
-            if self.oplog.wants_spare:
-                self.make_spare()
+        self.oplog.trim(self.snapshots.position + 1)
+        if self.oplog.wants_spare and not self.making_spare:
+            self.make_spare()
 
     def log_bytes_behind(self) -> int:
         """About how much of the log the files do not hold yet."""
