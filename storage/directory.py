@@ -1,10 +1,16 @@
 """A node's data directory: who holds it, and who the node is.
 
-    LOCK    flock'ed by the storage writer as long as it lives; holds its pid
-    NODE    the identity: magic "NUNNODE1" | length u32 | CRC-32 u32 | msgpack [cluster id, node number, start]
+    LOCK    flock'ed by the storage writer as long as it lives; holds its pid as text and a newline
+    NODE    the identity, replaced whole by rename at every start:
 
-A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised, durably, each
-time the processes start, before anything is stamped: no epoch is ever formed twice.
+    offset  size  NODE
+    0       8     magic "NUNNODE1", the last letter is the format
+    8       4     CRC-32 of all other bytes
+    12      4     length of the body
+    16      ...   body: msgpack [cluster id (16 bytes), node number, start]
+
+Little endian. A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised,
+durably, each time the processes start, before anything is stamped: no epoch is ever formed twice.
 """
 
 from __future__ import annotations
@@ -18,14 +24,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nun.codec import pack, unpack
+from nun.core.clock import NODE_MAX
 from nun.errors import DamagedFile, DirectoryInUse, FormatTooNew, StorageError, WireError
+from storage import segment
 from storage.disk import Disk, RealDisk
 
 NODE: Final = "NODE"
+NODE_NEW: Final = "NODE.new"
 LOCK: Final = "LOCK"
+PATIENCE_S: Final = 2.0
 _MAGIC: Final = b"NUNNODE1"
 _HEAD = struct.Struct("<8sII")
-_PATIENCE_S: Final = 2.0
+_POLL_S: Final = 0.02
 
 
 class Identity(NamedTuple):
@@ -41,34 +51,60 @@ def read_identity(disk: Disk) -> Identity | None:
     if not disk.exists(NODE):
         return None
     data = bytes(disk.view(NODE))
-    if len(data) < _HEAD.size or data[:7] != _MAGIC[:7]:
-        raise DamagedFile(NODE, 0, "expected the identity of a node")
-    magic, length, crc = _HEAD.unpack_from(data)
-    if magic != _MAGIC:
-        raise FormatTooNew(f"{NODE} is of format {magic!r}, expected {_MAGIC!r}")
+    if len(data) < _HEAD.size:
+        raise DamagedFile(NODE, len(data), f"expected at least {_HEAD.size} bytes")
+    magic, crc, length = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
-    if len(body) != length or zlib.crc32(body) != crc:
-        raise DamagedFile(NODE, _HEAD.size, "the checksum does not match")
+    if magic[:-1] != _MAGIC[:-1] or _checksum(magic, body) != crc or len(body) != length:
+        raise DamagedFile(NODE, 0, "the identity does not match its checksum")
+    if magic != _MAGIC:
+        raise FormatTooNew(f"{NODE} is of format {magic[-1:]!r}, expected {_MAGIC[-1:]!r}")
     try:
-        cluster_id, node, start = unpack(body)
-    except (WireError, ValueError, TypeError) as error:
-        raise DamagedFile(NODE, _HEAD.size, "expected [cluster id, node number, start]") from error
-    return Identity(cluster_id, node, start)
+        match unpack(body):
+            case [bytes() as cluster_id, int() as node, int() as start] if (
+                len(cluster_id) == 16 and 1 <= node <= NODE_MAX and start >= 1
+            ):
+                return Identity(cluster_id, node, start)
+    except WireError as error:
+        raise DamagedFile(NODE, _HEAD.size, f"the identity is {error}") from error
+    raise DamagedFile(NODE, _HEAD.size, "expected [cluster id, node number, start]")
 
 
 def write_identity(disk: Disk, identity: Identity) -> None:
-    """Makes an identity durable, by rename."""
+    """Makes an identity durable, by rename: a crash leaves the old one or this one."""
     body = pack(identity)
-    file = disk.open(NODE + ".new", create=True)
+    file = disk.open(NODE_NEW, create=True)
     try:
-        data = _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
         file.truncate(0)
-        file.write(0, data)
+        file.write(0, _HEAD.pack(_MAGIC, _checksum(_MAGIC, body), len(body)) + body)
         file.sync()
     finally:
         file.close()
-    disk.rename(NODE + ".new", NODE)
+    disk.rename(NODE_NEW, NODE)
     disk.sync_names()
+
+
+def begin_start(disk: Disk) -> Identity:
+    """Raises `start`, durably, and returns the identity; makes one for a new directory.
+
+    Raises:
+        DamagedFile, FormatTooNew: what `read_identity` raises.
+        StorageError: there is a log, but nothing that says whose.
+    """
+    known = read_identity(disk)
+    if known is None and any(map(segment.number_of, disk.names(segment.FOLDER))):
+        raise StorageError(
+            f"file {NODE} is missing beside a log; expected the identity of the node that wrote it"
+        )
+    identity = (
+        Identity(os.urandom(16), 1, 1) if known is None else known._replace(start=known.start + 1)
+    )
+    write_identity(disk, identity)
+    return identity
+
+
+def _checksum(magic: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(magic + len(body).to_bytes(4, "little")))
 
 
 class DataDirectory:
@@ -80,49 +116,65 @@ class DataDirectory:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path) -> DataDirectory:
+    def open(cls, path: Path, patience_s: float = PATIENCE_S) -> DataDirectory:
         """Makes the directory if need be and takes its lock.
 
         Raises:
-            DirectoryInUse: another process holds it, and did not let go within two seconds.
+            DirectoryInUse: another process holds it, and did not let go in time.
             StorageError: it cannot be made or written.
         """
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_durably(path)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(0, "this user may not write in it")
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(
                 f"data directory {str(path)!r} cannot be used: {error.strerror}, "
                 "expected a directory that this user may write"
             ) from error
-        until = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                    os.close(lock)
-                    raise DirectoryInUse(
-                        f"data directory {str(path)!r} is in use by process {holder}"
-                    ) from None
-                time.sleep(0.02)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            _take(lock, path, time.monotonic() + patience_s)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(lock)
+            raise
         return cls(path, lock)
 
+    @property
+    def identity(self) -> Identity | None:
+        """Who the node is; None before its first start."""
+        return read_identity(self.disk)
+
     def begin_start(self) -> Identity:
-        """Raises `start`, durably, and returns the identity; makes one for a new directory."""
-        known = read_identity(self.disk)
-        identity = (
-            Identity(os.urandom(16), 1, 1)
-            if known is None
-            else known._replace(start=known.start + 1)
-        )
-        write_identity(self.disk, identity)
-        return identity
+        """See the function of this name."""
+        return begin_start(self.disk)
 
     def close(self) -> None:
         """Lets the directory go."""
         os.close(self._lock)
+
+
+def _take(lock: int, path: Path, until: float) -> None:
+    """Waits for the lock: the writer of a node that was just stopped may be about to let go."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                raise DirectoryInUse(
+                    f"data directory {str(path)!r} is in use by process {holder}"
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return
+
+
+def _make_durably(path: Path) -> None:
+    """Makes a directory and its parents such that none of their names is lost to a crash."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in missing:
+        RealDisk(folder.parent).sync_names()

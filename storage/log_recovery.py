@@ -12,8 +12,8 @@ storage/segment.py says how the last two are told apart (its I1).
 I1  What is refused is not changed.
 I2  A crash during recovery leaves what recovers to the same entries: evidence is copied before anything is cut, and
     later segments go before the tail before them is cleaned.
-I3  When recovery returns, everything in the log is durable, and behind its end the last segment is durably zeros:
-    a record that was cut can never follow a new one.
+I3  When recovery returns, everything in the log is durable, names too, and behind its end the last segment is durably
+    zeros: a record that was cut can never follow a new one.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class _Recovery:
             if ended:
                 self._cut(number, numbers[index + 1 :])
                 break
-        self._make_durable()
+        if numbers:
+            self._make_durable()
         return found
 
     # Following the records
@@ -283,7 +284,9 @@ class _Recovery:
             file.close()
 
     def _make_durable(self) -> None:
-        """Syncs the segments that may hold what was written and not synced."""
+        """Syncs the names, and the segments that may hold what was written and not synced."""
+        self._disk.sync_names(seg.FOLDER)
+        self._disk.sync_names()
         segments = self._found.segments
         for index, segment in enumerate(segments):
             is_last = index + 1 == len(segments)

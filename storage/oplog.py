@@ -64,6 +64,7 @@ class Oplog:
         self._segments = found.segments
         self._spares = found.spares
         self._next_number = found.next_number
+        self._folder_is_durable = found.next_number > 1  # its name, in the root
         self._next: tuple[Segment, File] | None = None
         self._file: File | None = None
         self._retired: list[tuple[File, int]] = []  # and the last seq that it holds
@@ -302,6 +303,9 @@ class Oplog:
             file.sync()
             self._disk.rename(spare, name)
             self._disk.sync_names(seg.FOLDER)
+            if not self._folder_is_durable:
+                self._disk.sync_names()
+                self._folder_is_durable = True
         except OSError as error:
             file.close()
             with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ crash can leave exactly what a real one may leave:
 
 I1  Power loss (`crash`) keeps what was synced and any subset of the rest: an unsynced write is whole, torn or
     lost, independently of its neighbours; an unsynced truncation, creation, rename or removal happened or did not.
+    A folder is a name of the root: one that was made and not synced there is lost with all that is in it.
 I2  A killed process (`kill`) loses nothing that was written; what was unsynced still is.
 I3  After a sync that failed, what it covered is never synced by a later one, though it still reads back.
 I4  After `Crashed` was raised every further call raises it: nothing can be done by code that is dead.
@@ -212,6 +213,7 @@ class SimDisk:
         self._names: dict[str, int] = {}
         self._synced_names: dict[str, int] = {}
         self._name_changes: list[_NameChange] = []
+        self._synced_folders: set[str] = {""}
         self._crash_at: tuple[int, How] | None = None
         self._dead = False
 
@@ -229,10 +231,16 @@ class SimDisk:
         for change in self._name_changes:
             if rng.random() < 0.5:
                 change.apply(names)
+        for folder in sorted({os.path.dirname(name) for name in names} - self._synced_folders):
+            if rng.random() < 0.5:
+                names = {
+                    name: inode for name, inode in names.items() if os.path.dirname(name) != folder
+                }
         after.capacity = self.capacity
         after._inodes = [inode.after_power_loss(rng) for inode in self._inodes]
         after._names = names
         after._synced_names = dict(names)
+        after._synced_folders |= {os.path.dirname(name) for name in names}
         return after
 
     def kill(self) -> SimDisk:
@@ -243,6 +251,7 @@ class SimDisk:
         after._names = dict(self._names)
         after._synced_names = dict(self._synced_names)
         after._name_changes = list(self._name_changes)
+        after._synced_folders = set(self._synced_folders)
         return after
 
     def fill(self, leave: int = 0) -> None:
@@ -260,6 +269,7 @@ class SimDisk:
         if name not in self._names:
             self._inodes.append(_Inode())
             self._names[name] = self._synced_names[name] = len(self._inodes) - 1
+            self._synced_folders.add(os.path.dirname(name))
         inode = self._inodes[self._names[name]]
         inode.content = bytearray(content)
         inode.synced = bytearray(content)
@@ -335,6 +345,8 @@ class SimDisk:
             self._name_changes = [
                 change for change in self._name_changes if folder not in change.folders
             ]
+            if not folder:
+                self._synced_folders |= {os.path.dirname(name) for name in self._names}
         self._crash_if(how)
 
     def free_bytes(self) -> int:

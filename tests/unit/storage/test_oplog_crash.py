@@ -101,10 +101,10 @@ def goes_on(disk: SimDisk, written: Written) -> None:
     for one in more:
         written.append(log, [one])
     written.sync(log)
-    after = disk.kill()
-    log = opened(after)
-    assert log.torn_bytes == 0
-    written.recovered(after, log)
+    for after in (disk.kill(), disk.crash(random.Random(last))):
+        log = opened(after)
+        assert log.torn_bytes == 0
+        written.recovered(after, log)
 
 
 @pytest.mark.parametrize("work", [life, lazy_life, behind_the_files])
@@ -204,3 +204,16 @@ def test_the_first_segment_lost_whole_takes_the_later_ones_along() -> None:
     log.close()
     log = opened(disk)
     assert log.last == Position(1, 1, 1, 2)
+
+
+def test_a_first_segment_that_found_no_room_at_first_is_durable_all_the_same() -> None:
+    disk = SimDisk()
+    log = opened(disk)
+    disk.fill(leave=100)
+    with pytest.raises(OSError, match="No space"):
+        log.append([entry(1)])
+    disk.capacity = None
+    log.append([entry(1)])
+    log.sync()
+    for seed in range(20):
+        assert opened(disk.crash(random.Random(seed))).last == Position(1, 1, 1, 1)

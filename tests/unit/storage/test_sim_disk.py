@@ -61,6 +61,16 @@ def test_names_are_durable_only_when_synced() -> None:
     assert left == {(), ("b",)}
 
 
+def test_a_folder_is_a_name_of_the_root() -> None:
+    disk = SimDisk()
+    disk.open("folder/a", create=True)
+    disk.sync_names("folder")
+    assert {disk.crash(random.Random(seed)).exists("folder/a") for seed in SEEDS} == {True, False}
+    assert {disk.kill().crash(random.Random(s)).exists("folder/a") for s in SEEDS} == {True, False}
+    disk.sync_names()
+    assert {disk.crash(random.Random(seed)).exists("folder/a") for seed in SEEDS} == {True}
+
+
 def test_a_rename_replaces_and_the_replaced_file_stays_readable() -> None:
     disk = SimDisk()
     disk.put("a", b"old")
