@@ -22,6 +22,7 @@ from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.access import PERMISSION_PREFIX, Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
+from nun.core.batch_requests import BatchRequests
 from nun.core.clock import Clock, unix_ms_of
 from nun.core.data_requests import DataRequests
 from nun.core.keyspace import Table
@@ -158,6 +159,7 @@ class NetworkCore:
         self._rights: dict[tuple[int, bytes], Rights] = {}
         self.watches = Watches(self.stream, self.tables, self.send)
         self.data = DataRequests(self)
+        self.batches = BatchRequests(self)
         self.admin = AdminRequests(self)
         self._next_probe_ns = now_ns
         self._handlers: dict[int, tuple[int, Callable[[Session, list[Any]], None]]] = {
@@ -167,6 +169,7 @@ class NetworkCore:
             m.CREDIT: (5, self._credit),
             m.UNWATCH: (4, self._unwatch),
             **self.data.handlers(),
+            **self.batches.handlers(),
             **self.admin.handlers(),
         }
 
@@ -185,7 +188,7 @@ class NetworkCore:
 
     def settle(self) -> None:
         """Does the memory work that was put off until the entry was on its way."""
-        self.data.settle()
+        self.batches.settle()
 
     # Events
 

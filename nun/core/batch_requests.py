@@ -1,0 +1,397 @@
+"""Requests for many keys at once.
+
+Large batches of plain sets (SET_MANY of distinct keys, none a tombstone) are decided by column: the heads of what they
+replace are joined, checked at once, and published together with the client's own bytes; the new records are built and
+stored by `settle`, while the storage writer is busy. All other batches are decided one operation after the other by the
+accept rule and stored at once.
+
+I1  At most one batch is put off, and `settle` comes before anything that looks at a table.
+I2  A batch with `atomic` changes all or nothing: what it stored is put back before it is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import compress, repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from nun import messages as m
+from nun.codec import pack, unpack
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.accept import (
+    INT_MAX,
+    INT_MIN,
+    Condition,
+    check_condition,
+    incremented,
+    next_version,
+)
+from nun.core.access import Rights
+from nun.core.arguments import (
+    all_short,
+    check_delta,
+    check_keys,
+    check_managed,
+    check_values,
+    columns,
+)
+from nun.core.clock import TICK
+from nun.core.data_requests import LOGGED, RIGHT_OF, Handler
+from nun.core.keyspace import Table
+from nun.core.record import ABSENT, HEAD_BYTES, pack_head
+from nun.errors import BadRequest, BatchRefused
+from nun.limits import VERSION_MAX
+
+if TYPE_CHECKING:
+    from nun.core.network import NetworkCore
+    from nun.core.sessions import Session
+    from nun.core.state import Row
+    from nun.core.stream import PendingEntry
+
+_DIGITS_SURE: Final = 18  # so many digits are surely a 64-bit integer
+_SURE_DELTA: Final = 2**62  # adding no more than this to them stays one
+_version_word = struct.Struct("<I").unpack_from
+_IS_KIND: Final = {  # for bytes.translate: 1 where an operation is of that kind, else 0
+    kind: bytes(index == kind for index in range(256)) for kind in RIGHT_OF
+}
+
+
+class _PutOff(NamedTuple):
+    """A batch of plain sets that is decided and published, and not yet stored; `new` is to be filled."""
+
+    table: Table
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
+    old: Sequence[bytes]
+    versions: Sequence[int]
+    first_op_id: int
+    new: list[bytes]
+
+
+class BatchRequests:
+    """The handlers of SET_MANY and BATCH."""
+
+    def __init__(self, core: NetworkCore) -> None:
+        self._core = core
+        self._stream = core.stream
+        self.put_off: _PutOff | None = None
+
+    def handlers(self) -> dict[int, tuple[int, Handler]]:
+        """Kind of request -> (length of its array, handler)."""
+        return {m.SET_MANY: (6, self.set_many), m.BATCH: (9, self.batch)}
+
+    def set_many(self, session: Session, message: list[Any]) -> None:
+        _, _, number, floor, database, payload = message
+        core = self._core
+        table, rights = core.grant(session, database)
+        keys, values = columns(payload)
+        short = all_short(payload)
+        joined = check_keys(keys, short)
+        if b"$" in joined:
+            for key in keys:
+                check_managed(key)
+        rights.check_many("w", keys, joined)
+        check_values(values, short)
+        row = core.begin_write(session, number, floor)
+        if row is not None:
+            if isinstance(row.result, list) and not row.status:
+                kinds = bytes([m.SET]) * len(keys)
+                self._answer_batch(session, number, row, database, kinds, keys)
+            else:
+                core.data.answer_write(session, number, row, database)
+            return
+        if self.put_off is not None:
+            self.settle()
+        old = list(map(table.records.get, keys, repeat(ABSENT)))
+        heads = record.heads(old)
+        versions = record.versions_of_heads(heads)
+        distinct = {*keys}
+        if b"" in distinct:
+            raise BadRequest("a key is a text of at least one byte")
+        plain = len(distinct) == len(keys) and max(versions, default=0) < VERSION_MAX
+        if not plain:
+            kinds = bytes([m.SET]) * len(keys)
+            self._decide_batch(session, (number, floor, database, False), kinds, keys, values, None)
+            return
+        stream = self._stream
+        first = stream.clock.reserve(core.unix_ms, len(keys)) if keys else 0
+        entry = stream.add((fx.PUTS, database, first, heads, payload))
+        core.outcome(session, number, floor, 0, first, True)
+        new: list[bytes] = []
+        self.put_off = _PutOff(table, keys, values, old, versions, first, new)
+        entry.changes.append(fx.RecordChange(database, keys, new))
+        entry.timed.append(("write", core.now_ns, 1))
+        core.reply(session, number, heads, position=entry.position, op_id=first, waits_for=entry)
+
+    def settle(self) -> None:
+        """Builds and stores the records of the batch of sets that was put off."""
+        put_off = self.put_off
+        if put_off is None:
+            return
+        self.put_off = None
+        table, keys, values, old, versions, first, new = put_off
+        op_ids = range(first, first + TICK * len(keys), TICK)
+        new += [
+            pack_head(version + 1, op_id) + value
+            for version, op_id, value in zip(versions, op_ids, values, strict=True)
+        ]
+        table.put_many(keys, new, old)
+
+    def batch(self, session: Session, message: list[Any]) -> None:
+        _, _, number, floor, database, atomic, kinds, payload, conditions = message
+        core = self._core
+        _, rights = core.grant(session, database)
+        keys, arguments = columns(payload)
+        if type(kinds) is not bytes or len(kinds) != len(keys) or type(atomic) is not bool:
+            raise BadRequest("a batch has a boolean `atomic` and one byte of kind an operation")
+        self._check_operations(rights, kinds, keys, arguments, all_short(payload))
+        if conditions is not None:
+            if not isinstance(conditions, dict):
+                raise BadRequest("the conditions of a batch are nil or a map by index")
+            for index, condition in conditions.items():
+                if type(index) is not int or not 0 <= index < len(keys):
+                    raise BadRequest(f"a condition for operation {index!r:.20}, which is not there")
+                check_condition(condition)
+        row = core.begin_write(session, number, floor)
+        if row is not None:
+            self._answer_batch(session, number, row, database, kinds, keys)
+            return
+        if self.put_off is not None:
+            self.settle()
+        self._decide_batch(
+            session, (number, floor, database, atomic), kinds, keys, arguments, conditions
+        )
+
+    @staticmethod
+    def _check_operations(
+        rights: Rights, kinds: bytes, keys: Sequence[Any], arguments: Sequence[Any], short: bool
+    ) -> None:
+        used = {*kinds}
+        unknown = used - RIGHT_OF.keys()
+        if unknown:
+            raise BadRequest(f"operations of a batch are of kinds 4, 6, 7, 8; found {min(unknown)}")
+        joined = check_keys(keys, short)
+        if b"" in keys:
+            raise BadRequest("a key is a text of at least one byte")
+        if b"$" in joined:
+            for kind, key in zip(kinds, keys, strict=True):
+                if kind != m.GET:
+                    check_managed(key)
+        if m.SET in used:
+            check_values(list(compress(arguments, kinds.translate(_IS_KIND[m.SET]))), short)
+        if m.INCREMENT in used:
+            deltas = list(compress(arguments, kinds.translate(_IS_KIND[m.INCREMENT])))
+            if {*map(type, deltas)} != {int} or min(deltas) < INT_MIN or max(deltas) > INT_MAX:
+                for delta in deltas:
+                    check_delta(delta)
+        if not rights.everything or b"$$" in joined:
+            for kind in used:
+                chosen = list(compress(keys, kinds.translate(_IS_KIND[kind])))
+                rights.check_many(RIGHT_OF[kind], chosen, joined)
+
+    def _decide_batch(
+        self,
+        session: Session,
+        head: tuple[int, int, int, bool],
+        kinds: bytes,
+        keys: Sequence[bytes],
+        arguments: Sequence[Any],
+        conditions: dict[int, Condition] | None,
+    ) -> None:
+        """Decides the operations of a batch in order and logs its outcome."""
+        number, floor, database, atomic = head
+        core = self._core
+        stream = self._stream
+        first = stream.clock.reserve(core.unix_ms, len(keys) or 1)
+        decided = _Decided(core.tables[database], first)
+        decided.run(kinds, keys, arguments, conditions)
+        waits_for = stream.waits_for(database, keys) if m.GET in kinds else None
+        status = 0
+        if atomic and decided.failed:
+            decided.put_back()
+            status = BatchRefused.code
+        entry = stream.entry()
+        if decided.keys:
+            heads = record.heads(decided.old)
+            last = record.op_id_of(decided.records[-1])
+            stream.add((fx.RECORDS, database, last, decided.keys, decided.records, heads))
+            entry.changes.append(fx.RecordChange(database, decided.keys, decided.records))
+        kept = decided.answers
+        if m.GET in kinds:
+            kept = [
+                None if kind == m.GET else answer for kind, answer in zip(kinds, kept, strict=True)
+            ]
+        core.outcome(session, number, floor, status, first, [pack(kept)])
+        entry.timed.append(("write", core.now_ns, 1))
+        row = core.state.clients[session.client_id].rows[number]
+        failed = decided.failed > 0
+        self._tell_batch(session, number, row, database, decided.answers, failed, waits_for)
+
+    def _answer_batch(
+        self,
+        session: Session,
+        number: int,
+        row: Row,
+        database: int,
+        kinds: bytes,
+        keys: Sequence[bytes],
+    ) -> None:
+        """Tells a retry what became of each operation; what it reads is read now."""
+        match row.result:
+            case [bytes() as packed]:
+                answers = unpack(packed)
+            case _:
+                answers = None
+        if answers is None or len(answers) != len(kinds):
+            raise BadRequest(f"number {number} was used for another kind of request")
+        waits_for = None
+        if m.GET in kinds:
+            self.settle()
+            records = self._core.tables[database].records
+            for index in [index for index, kind in enumerate(kinds) if kind == m.GET]:
+                packed_record = records.get(keys[index])
+                answers[index] = packed_record if record.is_live(packed_record) else None
+            waits_for = self._stream.waits_for(database, keys)
+        self._tell_batch(session, number, row, database, answers, True, waits_for)
+
+    def _tell_batch(
+        self,
+        session: Session,
+        number: int,
+        row: Row,
+        database: int,
+        answers: list[Any],
+        failed: bool,
+        waits_for: PendingEntry | None,
+    ) -> None:
+        waits_for = self._stream.at(row.position.seq) or waits_for
+        if failed:
+            for index in [i for i, answer in enumerate(answers) if _is_refusal(answer)]:
+                code, text, key = answers[index]
+                body, waits_for = self._core.data.told(code, text, key, database, waits_for)
+                answers[index] = [code, *body]
+        result: Any = answers
+        if row.status:
+            result = ["the batch was refused: nothing of it was done", {"results": answers}]
+        self._core.reply(
+            session,
+            number,
+            result,
+            status=row.status,
+            position=row.position,
+            op_id=row.op_id,
+            waits_for=waits_for,
+        )
+
+
+def _is_refusal(answer: Any) -> bool:
+    """[code, message, key]; a sum is [version, value]."""
+    return isinstance(answer, list) and len(answer) == 3
+
+
+class _Decided:
+    """A batch while it is decided, one operation after the other.
+
+    The i-th operation has the op id `first + i * TICK`. Of each, `answers` holds: a version, [version, sum], the record
+    that was read, or [code, message, key] of a refusal.
+    """
+
+    def __init__(self, table: Table, first: int) -> None:
+        self._table = table
+        self.first = first
+        self.keys: list[bytes] = []
+        self.records: list[bytes] = []
+        self.old: list[bytes] = []
+        self.answers: list[Any] = []
+        self.failed = 0
+
+    def run(
+        self,
+        kinds: bytes,
+        keys: Sequence[bytes],
+        arguments: Sequence[Any],
+        conditions: dict[int, Condition] | None,
+    ) -> None:
+        """Decides all operations. The common cases stand here, spelled out; `_one` has the whole rule."""
+        records = self._table.records
+        get = records.get
+        answer = self.answers.append
+        changed_key, changed_record = self.keys.append, self.records.append
+        replaced = self.old.append
+        grown = 0
+        is_get, is_set, is_increment = m.GET, m.SET, m.INCREMENT
+        absent, version_word, pack_new = ABSENT, _version_word, pack_head
+        op_id = self.first - TICK
+        for index, (kind, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
+            op_id += TICK
+            old = get(key, absent)
+            if kind == is_get:
+                answer(old if old is not absent and old[3] < 0x80 else None)
+                continue
+            word: int = version_word(old)[0]
+            if old is absent or word >= VERSION_MAX or conditions is not None:
+                plain = False
+            elif kind == is_set:
+                plain = True
+                new = pack_new(word + 1, op_id) + argument
+                answer(word + 1)
+            elif (
+                kind == is_increment
+                and (digits := old[HEAD_BYTES:]).isdigit()
+                and len(digits) <= _DIGITS_SURE
+                and -_SURE_DELTA < argument < _SURE_DELTA
+            ):
+                plain = True
+                total = int(digits) + argument
+                new = pack_new(word + 1, op_id) + b"%d" % total
+                answer([word + 1, total])
+            else:
+                plain = False
+            if plain:
+                records[key] = new
+                grown += len(new) - len(old)
+            else:
+                condition = None if conditions is None else conditions.get(index)
+                made = self._one(kind, key, old, argument, condition, op_id)
+                if made is None:
+                    continue
+                new = made
+            changed_key(key)
+            changed_record(new)
+            replaced(old)
+        self._table.bytes += grown
+
+    def _one(
+        self, kind: int, key: bytes, old: bytes, argument: Any, condition: Condition, op_id: int
+    ) -> bytes | None:
+        """One operation by the accept rule; None when it changes nothing."""
+        try:
+            version = next_version(key, old, condition)
+            total = incremented(key, old, argument) if kind == m.INCREMENT else 0
+        except LOGGED as error:
+            self.failed += 1
+            self.answers.append([error.code, error.message, error.fields.get("key")])
+            return None
+        if kind == m.REMOVE:
+            if old is ABSENT or old[3] >= 0x80:
+                self.answers.append(version - 1)
+                return None
+            new = record.tombstone(version, op_id)
+            self.answers.append(version)
+        elif kind == m.SET:
+            new = pack_head(version, op_id) + argument
+            self.answers.append(version)
+        else:
+            new = pack_head(version, op_id) + b"%d" % total
+            self.answers.append([version, total])
+        self._table.replace(key, new)
+        return new
+
+    def put_back(self) -> None:
+        """Undoes all that was stored, last first; only the refusals remain as answers."""
+        for key, old in zip(reversed(self.keys), reversed(self.old), strict=True):
+            self._table.replace(key, None if old is ABSENT else old)
+        self.keys, self.records, self.old = [], [], []
+        self.answers = [answer if _is_refusal(answer) else None for answer in self.answers]
