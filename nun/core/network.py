@@ -452,6 +452,8 @@ class NetworkCore:
         _, _, _, watch, size = message
         if type(size) is not int or size <= 0:
             raise BadRequest("credit is a positive number of bytes")
+        if type(watch) is not int:
+            raise BadRequest("a watch is named by the number that asking for it gave")
         if watch in session.watches:
             self.settle()
             self.watches.credit(watch, size, self.now_ns)

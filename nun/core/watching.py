@@ -217,7 +217,7 @@ def bodies(epoch: Epoch, events: Sequence[Event], skip: int = 0) -> Iterator[Bod
         if i and event[5] != events[i - 1][5]:
             index = 0
         cost = _EVENT_BYTES + len(event[1] or b"") + len(event[2] or b"")
-        if size and size + cost > EVENTS_BYTES_MAX:
+        if size >= EVENTS_BYTES_MAX // 2 and size + cost > EVENTS_BYTES_MAX:
             yield Body(epoch, events[start:i], first_index)
             start, size, first_index = i, 0, index
         size += cost
@@ -348,7 +348,7 @@ class Watches:
     def log_read(self, number: int, frames: Sequence[bytes]) -> None:
         """The log was read for a watch that is behind."""
         watch = self._watches.get(number)
-        if watch is None:
+        if watch is None or not watch.reading:
             return None
         watch.reading = False
         events: list[Event] = []
@@ -384,7 +384,9 @@ class Watches:
         return True
 
     def _go_on(self, watch: Watch) -> None:
-        """Decides what a watch that is behind needs next."""
+        """Decides what a watch that is behind needs next; one that waits for a copy needs nothing else."""
+        if watch.number in self._wants_copy:
+            return
         if watch.next_seq > self._stream.durable_seq:
             self._go_live(watch)
         elif watch.credit > 0 and not watch.reading:

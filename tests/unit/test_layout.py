@@ -18,7 +18,6 @@ LINES_MAX = 600
 # A ratchet: files that may be longer, and how long. Lower a bound when a file shrinks; add none without a reason.
 LONGER: dict[str, int] = {
     "nun/core/network.py": 640,
-    "tests/unit/client/test_session.py": 700,
 }
 FUNCTION_LINES_MAX = 70
 LONGER_FUNCTIONS: dict[str, int] = {}
