@@ -7,7 +7,9 @@ making a thousand objects at once would cost more than the request.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from operator import eq
+from functools import partial
+from itertools import repeat
+from operator import eq, itemgetter
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from nun.client.values import Decoding, is_live
@@ -18,33 +20,35 @@ from nun.messages import GET, INCREMENT
 from nun.position import Position
 
 
-class Entry:
-    """What a key held when it was read."""
+class Entry(tuple[Any, ...]):
+    """What a key held when it was read: (key as asked for, packed record, decoding, value).
 
-    __slots__ = ("_decoding", "_key", "_record")
+    A tuple underneath, since that is what a thousand of them are made from fastest.
+    """
 
-    def __init__(self, key: str | bytes, record: bytes, decoding: Decoding) -> None:
-        self._key = key
-        self._record = record
-        self._decoding = decoding
+    __slots__ = ()
+
+    def __new__(cls, key: str | bytes, record: bytes, decoding: Decoding) -> Entry:
+        try:
+            value = decoding.value(record[HEAD_BYTES:])
+        except ValueError:
+            return tuple.__new__(UndecodedEntry, (key, record, decoding, None))
+        return tuple.__new__(cls, (key, record, decoding, value))
+
+    value = property(itemgetter(3))
 
     @property
     def key(self) -> Any:
-        return shown_key(self._key, self._decoding)
-
-    @property
-    def value(self) -> Any:
-        """The value as `decode` shows it. Raises ValueError when the bytes are not what `decode` says."""
-        return self._decoding.value(self._record[HEAD_BYTES:])
+        return shown_key(self[0], self[2])
 
     @property
     def version(self) -> int:
-        version: int = unpack_head(self._record)[0]
+        version: int = unpack_head(self[1])[0]
         return version
 
     @property
     def op_id(self) -> int:
-        op_id: int = unpack_head(self._record)[1]
+        op_id: int = unpack_head(self[1])[1]
         return op_id
 
     @property
@@ -54,14 +58,31 @@ class Entry:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Entry):
             return NotImplemented
-        return self._record == other._record and _raw_key(self._key) == _raw_key(other._key)
+        return bool(self[1] == other[1]) and _raw_key(self[0]) == _raw_key(other[0])
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
-        return hash((_raw_key(self._key), self._record))
+        return hash((_raw_key(self[0]), self[1]))
 
     def __repr__(self) -> str:
-        shown = self._record[HEAD_BYTES : HEAD_BYTES + 60]
+        shown = self[1][HEAD_BYTES : HEAD_BYTES + 60]
         return f"Entry(key={self.key!r}, value={shown!r}, version={self.version})"
+
+
+class UndecodedEntry(Entry):
+    """An entry whose bytes are not what `decode` says: looking at its value raises ValueError."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        return self[2].value(self[1][HEAD_BYTES:])
+
+
+_made = partial(tuple.__new__, Entry)
+_flags_of: Any = itemgetter(3)  # the byte of a packed record that tells tombstones
 
 
 def _raw_key(key: str | bytes) -> bytes:
@@ -193,6 +214,19 @@ class Entries(Lazy["Entry | None"]):
         if record is None or record[3] >= 0x80:
             return None
         return Entry(self._keys[index], record, self._decoding)
+
+    def __iter__(self) -> Iterator[Entry | None]:
+        records = self._records
+        if None in records or max(map(_flags_of, records), default=0) >= 0x80:
+            return super().__iter__()  # some are absent
+        try:
+            values = self.values()
+        except ValueError:
+            return super().__iter__()
+        return map(
+            _made,
+            zip(self._keys, records, repeat(self._decoding, len(records)), values, strict=True),
+        )
 
     def values(self) -> list[Any]:
         """All values at once, None where there was nothing; the fast way to read a batch."""
