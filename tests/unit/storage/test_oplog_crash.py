@@ -217,3 +217,20 @@ def test_a_first_segment_that_found_no_room_at_first_is_durable_all_the_same() -
     log.sync()
     for seed in range(20):
         assert opened(disk.crash(random.Random(seed))).last == Position(1, 1, 1, 1)
+
+
+def test_what_was_cut_from_an_empty_segment_never_follows_new_entries() -> None:
+    """The first record is torn and the second is whole; a new first one has the length of the old."""
+    for seed in range(40):
+        disk = SimDisk(seed)
+        log = opened(disk)
+        log.append(entries(1, 2, 80))
+        disk = disk.kill()
+        data = bytearray(disk.content("oplog/0000000000000001.log"))
+        data[60] ^= 1
+        disk.put("oplog/0000000000000001.log", bytes(data))
+        log = opened(disk)
+        assert log.last is None
+        log.append(entries(1, 1, 80, start=2))
+        last = opened(disk.crash(random.Random(seed))).last
+        assert last in (None, Position(1, 1, 2, 1))

@@ -175,3 +175,12 @@ def test_every_byte_flipped_under_a_reader_is_noticed_or_harmless() -> None:
                 pass
             assert found == frames(1, len(found)), f"{name} byte {place}"
         disk.put(f"oplog/{name}", data)
+
+
+def test_a_record_of_another_seq_is_never_returned() -> None:
+    disk, _ = written(6)
+    reader = LogReader(disk)
+    reader.read(1, 1, 6)
+    reader._cursors[4] = reader._cursors.pop(2)
+    with pytest.raises(DamagedFile, match="expected the record of seq 4"):
+        reader.read(4, 1, 6)
