@@ -33,3 +33,10 @@ def unpack(data: bytes | memoryview) -> Any:
         return _unpackb(data, raw=True, strict_map_key=False, use_list=True)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {type(error).__name__} {error}") from error
+
+
+def enclosed(frame: bytes, first: Any, last: Any) -> bytes:
+    """A short array's message with one more element before and one more after; it is not packed again."""
+    head = frame[0]
+    assert 0x90 <= head <= 0x9D, "an array of up to 13 elements"
+    return b"".join((bytes((head + 2,)), pack(first), memoryview(frame)[1:], pack(last)))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nun import messages as m
-from nun.codec import pack, unpack
+from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
 from nun.core.access import PERMISSION_PREFIX, Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
@@ -276,7 +276,7 @@ class NetworkCore:
         frame = pack((status, number, result, position, op_id))
         if len(frame) > RECEIPT_ABOVE_BYTES:
             receipt = session.owe(len(frame))
-            frame = pack((m.RECEIPT, status, number, result, position, op_id, receipt))
+            frame = enclosed(frame, m.RECEIPT, receipt)
         if waits_for is None:
             self.out.sends.append((session.peer, frame))
         else:
