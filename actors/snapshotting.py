@@ -47,6 +47,11 @@ class Job:
 class Snapshotting:
     """The snapshots of one storage writer.
 
+    Attributes:
+        held_seq: the files hold all entries up to here, durably. While a snapshot runs, its own position runs ahead.
+        log_bytes: how much log they do not hold.
+        last: what became of the last snapshot.
+
     Args:
         snapshots: takes them.
         config: when.
@@ -69,7 +74,8 @@ class Snapshotting:
     ) -> None:
         self.snapshots = snapshots
         self.log_bytes = log_bytes
-        self.last: dict[str, Any] = {}  # what became of the last one
+        self.held_seq = snapshots.position
+        self.last: dict[str, Any] = {}
         self._config = config
         self._loop = loop
         self._threads = threads
@@ -152,7 +158,8 @@ class Snapshotting:
             raise error
 
     def _taken(self, job: Job, report: SnapshotReport) -> None:
-        if self.snapshots.position >= report.seq:  # else some database still needs that log
+        self.held_seq = self.snapshots.position
+        if self.held_seq >= report.seq:  # else some database still needs that log
             self.log_bytes -= job.log_bytes
         told = {**report.describe(), "seconds": round(time.monotonic() - job.began, 4)}
         self.last = {**told, "unix_ms": time.time_ns() // 1_000_000}

@@ -47,15 +47,15 @@ def _now_ms() -> int:
 class Writer:
     """The storage writer of one node."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, directory: DataDirectory) -> None:
         self.child = child
+        self.directory = directory
         self.log = child.log
         self.loop = child.loop
         self.loop.story = self.story
         storage = child.config.storage
-        self.directory = DataDirectory.open(Path(child.config.node.data_dir))
-        identity = self.directory.begin_start()
-        disk = self.directory.disk
+        identity = directory.begin_start()
+        disk = directory.disk
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
         if self.snapshots.finished:
@@ -283,7 +283,7 @@ class Writer:
         if not self.following:
             return
         self.snapshotting.tick()
-        self.oplog.trim(self.snapshots.position + 1)
+        self.oplog.trim(self.snapshotting.held_seq + 1)
         if self.oplog.wants_spare and not self.making_spare:
             self.make_spare()
 
@@ -314,8 +314,10 @@ class Writer:
 
 def make(child: Child) -> Writer | None:
     """Starts the storage writer, or says why it cannot."""
+    directory: DataDirectory | None = None
     try:
-        return Writer(child)
+        directory = DataDirectory.open(Path(child.config.node.data_dir))
+        return Writer(child, directory)
     except StorageError as error:
         child.fail(str(error), EXIT_CANNOT_START)
     except OSError as error:
@@ -324,6 +326,8 @@ def make(child: Child) -> Writer | None:
             f"data directory {child.config.node.data_dir!r} cannot be used: {found}",
             EXIT_CANNOT_START,
         )
+    if directory is not None:
+        directory.close()
     return None
 
 
