@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ from tests.support.history import (
     Worker,
     patiently,
 )
-from tests.support.node import ADMIN, Node, seeded
+from tests.support.node import ADMIN, Node, seeded, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -148,3 +150,38 @@ def test_a_node_whose_children_keep_dying_stops_with_a_message(
     node.kill("network")
     assert node.wait_exit() == 4
     assert "Traceback" not in node.tail()
+
+
+@pytest.mark.parametrize("kind", ["values", "keys"])
+def test_a_crash_in_the_middle_of_a_first_snapshot(
+    start_node: Callable[..., Node], kind: str
+) -> None:
+    """The files are half written and no snapshot was ever complete: the log has all of it."""
+    node = start_node({"storage": {"snapshot_interval_s": 0}})
+    written = {f"k{i}": f"{i}:" + "x" * 300 for i in range(60_000)}
+    with nun.Client(node.address, **ADMIN, timeout=5.0) as client:
+        client.create_database("crash", token="t")
+        client.database("crash", token="t").set_many(written)
+
+        def snapshot() -> None:
+            with contextlib.suppress(nun.NunError):
+                client.snapshot(["crash"])
+
+        thread = threading.Thread(target=snapshot)
+        thread.start()
+        wait_until(lambda: half_written(node, kind), f"the file of {kind} to be begun")
+        node.kill("node")
+        client.close()
+        thread.join()
+    node.restart()
+    with nun.Client(node.address, **ADMIN) as client:
+        database = client.database("crash", token="t")
+        keys = list(written)
+        entries = database.get_many(keys)
+        assert [entry and entry.value for entry in entries] == list(written.values())
+        assert {entry.version for entry in entries} == {1}
+        assert len(database.keys("", limit=100_000)) == len(written)
+
+
+def half_written(node: Node, kind: str) -> bool:
+    return any(path.stat().st_size > 0 for path in node.data_dir.glob(f"crash-nun.data.{kind}*"))
