@@ -13,7 +13,7 @@ from nun.core import effects as fx
 from nun.core.state import NodeState
 from storage import layout, nundb
 from storage.disk import Disk
-from storage.manifest import Side, read_side, read_state
+from storage.manifest import Side, read_side, read_state, sync, sync_names
 from storage.nundb import Migrated
 
 
@@ -45,34 +45,36 @@ class Base:
 
 def sides(disk: Disk) -> list[Side]:
     """All side files of the directory."""
-    names = [name for name in disk.names() if layout.database_of(name, layout.SIDE) is not None]
+    names = [name for name in disk.names() if layout.stem_of(name, layout.SIDE) is not None]
     return [read_side(disk, name) for name in names]
 
 
 def read_base(disk: Disk) -> Base:
     """Reads state and side files, and what NunDB left. Changes nothing. Raises DamagedFile, FormatTooNew."""
-    state, seqs = read_state(disk) or (NodeState(), {})
+    known = read_state(disk)
+    state, seqs = known or (NodeState(), {})
     base = Base(state, seqs)
     found = {side.number: side for side in sides(disk)}
-    for number, info in state.databases.items():
+    for number, living in state.databases.items():
         side = found.get(number)
-        if side is not None and side.name == info.name:
+        if side is not None and side.name == living.name:
             base.sides[number] = side
-    for name in nundb.find(disk):
-        known = state.database_named(name)
-        if known is None and state.position is None:
-            migrated = nundb.read(disk, name)
+    for name in nundb.find(disk, {side.name for side in found.values()}):
+        info = state.database_named(name)
+        if info is None and known is None:
             number = state.next_database
+            migrated = nundb.read(disk, name, number)
             state.take_database((fx.DATABASE, number, name, migrated.options))
             base.migrated[number] = migrated
-        elif known is not None and "migrated_from" in known.options:
-            base.migrated[known.number] = nundb.read(disk, name)
+        elif info is not None and "migrated_from" in info.options and not seqs.get(info.number):
+            base.migrated[info.number] = nundb.read(disk, name, info.number)
     return base
 
 
 def finish(disk: Disk) -> list[str]:
     """Completes committed snapshots and clears away uncommitted ones; returns what was done, for the log."""
     done: list[str] = []
+    sync_names(disk)  # what is seen may not be durable yet, and what follows relies on it
     known = {side.name: side for side in sides(disk)}
     for name in disk.names():
         if name.endswith(".tmp"):
@@ -88,7 +90,7 @@ def finish(disk: Disk) -> list[str]:
         if name.endswith(".new"):
             disk.remove(name)
             done.append(f"removed {name}")
-    disk.sync_names()
+    sync_names(disk)
     for side in known.values():
         if side.plan:
             apply_plan(disk, side)
@@ -104,12 +106,15 @@ def apply_plan(disk: Disk, side: Side) -> None:
     """Writes the updates in place that a committed snapshot planned, durably."""
     for kind in (layout.KEYS, layout.ROWS):
         updates = [(offset, data) for of, offset, data in side.plan if of == kind]
-        if not updates:
+        name = layout.file_name(side.name, kind)
+        if not updates or not disk.exists(
+            name
+        ):  # a dropped database, half removed; else the load will tell
             continue
-        file = disk.open(layout.file_name(side.name, kind))
+        file = disk.open(name)
         try:
             for offset, data in updates:
                 file.write(offset, data)
-            file.sync()
+            sync(file)
         finally:
             file.close()

@@ -3,20 +3,25 @@
     keys file     length u64 | key | version i32 | value address u64      version -1: removed
     values file   length u64 | value | status i32 (0)                     append only
     rows file     one row of 24 bytes for each record of the keys file, in the same order:
-                  offset u64 of that record | op id u64 | version word u32 | CRC-32 u32
+                  offset u64 of that record | head 12 bytes | CRC-32 u32
 
-Little endian. The version word is that of a record's head (nun/core/record.py), so a tombstone keeps its version here
-while the keys file says -1. A row of op id 0 is free: its key was dropped, and may come back to it. The CRC covers the
-whole record of the keys file and the packed record (head and value), so that a changed byte of any of the three is
-found.
+Little endian. The head is that of the packed record (nun/core/record.py: version word, op id), so a tombstone keeps its
+version here while the keys file says -1. A row whose head is zeros is free: its key was dropped, and may come back to
+it. The CRC covers the whole record of the keys file and the packed record (head and value), so that a changed byte of
+any of the three is found.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 import zlib
-from typing import Final
-from urllib.parse import quote, unquote
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, repeat
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from nun.core import record
 
@@ -24,8 +29,9 @@ LENGTH: Final = struct.Struct("<Q")
 KEY_TAIL: Final = struct.Struct("<iQ")  # version, value address
 STATUS: Final = struct.Struct("<i")
 METADATA_ROW: Final = struct.Struct("<Qi")  # NunDB's metadata: database number, strategy
-ROW: Final = struct.Struct("<QQII")
-ROW_TAIL: Final = struct.Struct("<QII")  # what changes in place
+ROW: Final = struct.Struct("<QIQI")
+ROW_TAIL: Final = struct.Struct("<IQI")  # what changes in place
+_ROW_OF_RECORD = struct.Struct("<Q12sI")  # the same bytes; takes the head from a packed record
 ROW_TAIL_OFFSET: Final = 8
 KEY_BYTES: Final = LENGTH.size + KEY_TAIL.size  # of a keys record beside its key
 VALUE_BYTES: Final = LENGTH.size + STATUS.size  # of a values record beside its value
@@ -39,20 +45,46 @@ SIDE: Final = "side"
 KINDS: Final = (KEYS, VALUES, ROWS)
 _INFIX: Final = "-nun.data."
 METADATA: Final = "-nun.madadata"
-_SAFE: Final = "$!@+=,~() "
+_ESCAPED: Final = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
+_STEM_BYTES_MAX: Final = 200  # a file name has room for 255, our longest ending takes 40
 
 crc32 = zlib.crc32
+_value_of = itemgetter(slice(record.HEAD_BYTES, None))
+_flags_of = itemgetter(3)  # 0x80 and more: SPECIAL
+
+
+@lru_cache(maxsize=256)
+def _live_keys_record(length: int) -> struct.Struct:
+    """A live record of the keys file; its version is the first four bytes of the packed record."""
+    return struct.Struct(f"<Q{length}s4sQ")
+
+
+def stem(database: str) -> str:
+    """What a database's file names begin with: its name, escaped where a file name could not hold it.
+
+    A name that would be too long is cut, and told apart by its digest; the side file has the name itself.
+    """
+    escaped = _ESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", database)
+    if len(escaped.encode()) <= _STEM_BYTES_MAX:
+        return escaped
+    digest = hashlib.sha256(database.encode()).hexdigest()[:32]
+    return f"{escaped[:40]}%-{digest}"
 
 
 def file_name(database: str, kind: str) -> str:
-    """The name of one of a database's files; characters that a file name cannot hold are percent-escaped."""
-    return quote(database, safe=_SAFE) + (METADATA if kind == METADATA else _INFIX + kind)
+    """The name of one of a database's files."""
+    return stem(database) + ending(kind)
 
 
-def database_of(name: str, kind: str) -> str | None:
-    """The database whose file of this kind bears this name; None when it is no such file."""
-    ending = METADATA if kind == METADATA else _INFIX + kind
-    return unquote(name.removesuffix(ending)) if name.endswith(ending) else None
+def ending(kind: str) -> str:
+    """What the names of files of this kind end with."""
+    return METADATA if kind == METADATA else _INFIX + kind
+
+
+def stem_of(name: str, kind: str) -> str | None:
+    """What stands before the ending of a file of this kind; None when it is no such file."""
+    end = ending(kind)
+    return name.removesuffix(end) if name.endswith(end) else None
 
 
 def keys_record(key: bytes, version: int, address: int) -> bytes:
@@ -68,7 +100,55 @@ def checksum(in_keys: bytes, packed: bytes) -> int:
     return crc32(packed, crc32(in_keys))
 
 
+class Encoded(NamedTuple):
+    """What a run of new records adds to the three files."""
+
+    keys: bytes
+    values: bytes
+    rows: bytes
+
+
+def encode(
+    keys: Sequence[bytes], records: Sequence[bytes], keys_offset: int, values_offset: int
+) -> Encoded:
+    """Live records with rows of their own, to stand at these offsets of the keys and values files.
+
+    All in bulk: this is what a snapshot of many new records costs.
+    """
+    values = list(map(_value_of, records))
+    sizes = list(map(len, values))
+    first = sizes[0]
+    if sizes.count(first) == len(sizes):
+        frame = LENGTH.pack(first)
+        joined = frame + (STATUS_OK + frame).join(values) + STATUS_OK
+        step = first + VALUE_BYTES
+        addresses: Sequence[int] = range(values_offset, values_offset + step * len(sizes), step)
+    else:
+        joined = b"".join(map(values_record, values))
+        addresses = list(
+            accumulate((size + VALUE_BYTES for size in sizes[:-1]), initial=values_offset)
+        )
+    lengths = list(map(len, keys))
+    first = lengths[0]
+    if lengths.count(first) == len(lengths):
+        in_keys = list(map(_live_keys_record(first).pack, repeat(first), keys, records, addresses))
+    else:
+        in_keys = [
+            _live_keys_record(length).pack(length, key, packed, address)
+            for length, key, packed, address in zip(lengths, keys, records, addresses, strict=True)
+        ]
+    offsets = accumulate(map(len, in_keys), initial=keys_offset)
+    checks = map(crc32, records, map(crc32, in_keys))
+    rows = b"".join(map(_ROW_OF_RECORD.pack, offsets, records, checks))
+    return Encoded(b"".join(in_keys), joined, rows)
+
+
 def packed_of(op_id: int, word: int, value: bytes) -> bytes:
     """The packed record of a row that is not free."""
     head: bytes = record.pack_head(word, op_id)
     return head + (value if word < record.SPECIAL else bytes([record.TOMBSTONE_KIND]))
+
+
+def all_live(records: Sequence[bytes]) -> bool:
+    """Whether every one of these packed records has a value."""
+    return not records or max(map(_flags_of, records)) < 0x80

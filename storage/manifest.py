@@ -19,8 +19,8 @@ from typing import Final
 
 from nun.codec import pack, unpack
 from nun.core.state import NodeState
-from nun.errors import DamagedFile, FormatTooNew, WireError
-from storage.disk import Disk
+from nun.errors import DamagedFile, FormatTooNew, StorageError, WireError
+from storage.disk import Disk, File
 
 SIDE_MAGIC: Final = b"NUNSIDE1"
 STATE_MAGIC: Final = b"NUNSTAT1"
@@ -149,8 +149,24 @@ def replace(disk: Disk, name: str, content: bytes) -> None:
     try:
         file.truncate(0)
         file.write(0, content)
-        file.sync()
+        sync(file)
     finally:
         file.close()
     disk.rename(beside, name)
-    disk.sync_names()
+    sync_names(disk)
+
+
+def sync(file: File) -> None:
+    """Makes a file durable. Raises StorageError when that failed: it is never tried again, the process has to end."""
+    try:
+        file.sync()
+    except OSError as error:
+        raise StorageError(f"{file.name} could not be synced: {error}") from error
+
+
+def sync_names(disk: Disk) -> None:
+    """Makes the names of the directory durable. Raises StorageError as `sync` does."""
+    try:
+        disk.sync_names()
+    except OSError as error:
+        raise StorageError(f"the directory could not be synced: {error}") from error

@@ -4,8 +4,9 @@
     legacy    NAME-nun.data: bincode map, count u64 | count x (length u64 | key | length u64 | value)
 
 Such a database is loaded as it stands and written in our layout by the next snapshot; until that is complete, its
-files stay untouched. Loading twice gives the same: databases are numbered in order of their names, and records get op
-ids of node number 0 in order of their keys.
+files stay untouched. Loading twice gives the same: databases are numbered in order of their names, written down in
+`nun.state` before anything else happens, and records get op ids of node number 0, made of the database's number and the
+key's place in their order.
 
 What is normalised: a later record of a key overrides an earlier one, as NunDB loads them; removed keys (version -1)
 are left out, whatever lies before them; other negative versions, the conflict mark -2 without its record among them,
@@ -38,18 +39,21 @@ class Migrated(NamedTuple):
     records: dict[bytes, bytes]
 
 
-def find(disk: Disk) -> list[str]:
-    """The names of the databases that NunDB left here and that no snapshot of ours has taken over, sorted."""
+def find(disk: Disk, ours: set[str]) -> list[str]:
+    """The names of the databases that NunDB left here, but for those that have side files of ours, sorted.
+
+    NunDB escapes nothing: what stands before the ending is the name.
+    """
     names = disk.names()
-    ours = {layout.database_of(name, layout.SIDE) for name in names}
-    present = {layout.database_of(name, layout.KEYS) for name in names}
+    present = {layout.stem_of(name, layout.KEYS) for name in names}
     legacy = {name.removesuffix(_LEGACY) for name in names if name.endswith(_LEGACY)}
-    return sorted(name for name in (present | legacy) - ours - {ADMIN, None} if name)
+    made = {layout.stem(name) for name in ours}
+    return sorted(name for name in (present | legacy) - ours - made - {ADMIN, None} if name)
 
 
-def read(disk: Disk, name: str) -> Migrated:
-    """Reads one database. Raises DamagedFile that says where."""
-    keys_file = layout.file_name(name, layout.KEYS)
+def read(disk: Disk, name: str, number: int) -> Migrated:
+    """Reads one database, which is to have this number. Raises DamagedFile that says where."""
+    keys_file = name + layout.ending(layout.KEYS)
     if disk.exists(keys_file):
         found = _present(disk, name, keys_file)
         origin = "nundb"
@@ -60,13 +64,13 @@ def read(disk: Disk, name: str) -> Migrated:
     records = {}
     for index, key in enumerate(sorted(found)):
         version, value = found[key]
-        records[key] = record.live(version, (index + 1) * TICK, value)
+        records[key] = record.live(version, (number << 32 | index + 1) * TICK, value)
     options = {"strategy": _strategy(disk, name, origin), "migrated_from": origin}
     return Migrated(name, options, records)
 
 
 def _strategy(disk: Disk, name: str, origin: str) -> str:
-    metadata = layout.file_name(name, layout.METADATA)
+    metadata = name + layout.ending(layout.METADATA)
     if disk.exists(metadata):
         data = bytes(disk.view(metadata))
         if len(data) == layout.METADATA_ROW.size:
@@ -76,7 +80,7 @@ def _strategy(disk: Disk, name: str, origin: str) -> str:
 
 def _present(disk: Disk, name: str, keys_file: str) -> dict[bytes, tuple[int, bytes]]:
     keys = bytes(disk.view(keys_file))
-    values_file = layout.file_name(name, layout.VALUES)
+    values_file = name + layout.ending(layout.VALUES)
     values = bytes(disk.view(values_file)) if disk.exists(values_file) else b""
     found: dict[bytes, tuple[int, bytes]] = {}
     offset = 0
@@ -89,7 +93,9 @@ def _present(disk: Disk, name: str, keys_file: str) -> dict[bytes, tuple[int, by
         if version == layout.REMOVED:
             found.pop(key, None)
             continue
-        value, _ = _text(values, address, values_file)
+        value, value_end = _text(values, address, values_file)
+        if value_end + layout.STATUS.size > len(values):
+            raise DamagedFile(values_file, address, "the file ends within a record")
         found[key] = (version if version >= 0 else 1, value)
     return found
 

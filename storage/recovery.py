@@ -49,12 +49,24 @@ def load(disk: Disk, reader: LogReader) -> Loaded:
         state = base.state
         seqs = {number: base.seq_of(number) for number in state.databases}
         start = min([base.seq, *seqs.values()]) + 1
-        for position, effects in entries(reader, start, reader.last_seq()):
+        last = reader.last_seq()
+        if last < max([base.seq, *seqs.values()]):
+            raise DamagedFile(
+                "oplog",
+                0,
+                f"the log ends at seq {last}, the files hold {max(base.seq, *seqs.values(), 0)}",
+            )
+        bare = [info for info in state.databases.values() if info.number not in tables]
+        for position, effects in entries(reader, start, last):
             seq = position.seq
             state.apply(position, effects)
             for change in fx.record_changes(effects):
                 if seq > seqs.get(change.database, 0):
                     _change(tables.setdefault(change.database, {}), change)
+        for info in bare:
+            if info.number in state.databases:
+                name = layout.file_name(info.name, layout.SIDE)
+                raise DamagedFile(name, 0, f"expected the side file of database {info.name!r}")
         for number in state.databases:
             tables.setdefault(number, {})
         return Loaded(state, {number: tables[number] for number in state.databases})
@@ -88,9 +100,9 @@ def entries(reader: LogReader, start: int, last: int) -> Iterator[tuple[Position
 
 def read_records(disk: Disk, side: Side) -> dict[bytes, bytes]:
     """All records of one database's files, tombstones included, each checked."""
-    rows = _committed(disk, side, layout.ROWS, side.rows * layout.ROW.size)
-    keys = _committed(disk, side, layout.KEYS, side.keys_bytes)
-    values = _committed(disk, side, layout.VALUES, side.values_bytes)
+    rows = committed(disk, side, layout.ROWS, side.rows * layout.ROW.size)
+    keys = committed(disk, side, layout.KEYS, side.keys_bytes)
+    values = committed(disk, side, layout.VALUES, side.values_bytes)
     records: dict[bytes, bytes] = {}
     length_at = layout.LENGTH.unpack_from
     tail_at = layout.KEY_TAIL.unpack_from
@@ -103,7 +115,7 @@ def read_records(disk: Disk, side: Side) -> dict[bytes, bytes]:
     end = 0
     number = -1
     try:
-        for number, (offset, op_id, word, crc) in enumerate(layout.ROW.iter_unpack(rows)):
+        for number, (offset, word, op_id, crc) in enumerate(layout.ROW.iter_unpack(rows)):
             if offset != end:
                 raise _bad_row(side, number, f"its record is at {offset}, expected {end}")
             key_end = offset + 8 + length_at(keys, offset)[0]
@@ -137,10 +149,10 @@ def _bad_row(side: Side, number: int, detail: str) -> DamagedFile:
     return DamagedFile(name, number * layout.ROW.size, f"record {number}: {detail}")
 
 
-def _committed(disk: Disk, side: Side, kind: str, size: int) -> bytes:
+def committed(disk: Disk, side: Side, kind: str, size: int) -> bytes:
     """As much of a file as its side file says counts."""
     name = layout.file_name(side.name, kind)
-    data = disk.view(name) if size else b""
+    data = disk.view(name) if size and disk.exists(name) else b""
     if len(data) < size:
         raise DamagedFile(name, len(data), f"the file ends here, expected {size} bytes")
     return data[:size]

@@ -21,9 +21,10 @@ I3  The log is needed from the lowest position of all databases and the state on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, cast
 
 from nun.core import effects as fx
 from nun.core import record
@@ -34,11 +35,12 @@ from storage.base import Base, apply_plan, finish, new_name, read_base
 from storage.disk import Disk, File
 from storage.manifest import Side
 from storage.oplog import LogReader
-from storage.recovery import entries
+from storage.recovery import committed, entries
 
 SLICE_NS: Final = 2_000_000
 RECLAIM_BYTES_MIN: Final = 1 << 20
 _CHUNK_BYTES: Final = 4 << 20
+_CHUNK_RECORDS: Final = 1_024
 
 Overlay = dict[bytes, bytes | None]
 Step = Callable[[], None] | None
@@ -115,13 +117,18 @@ class Snapshots:
         for number, migrated in self._base.migrated.items():
             side = Side(number, migrated.name)
             self._stores[number] = Store(side, fresh=migrated.records)
+        if self._base.migrated and not self._disk.exists(manifest.STATE):
+            # Their numbers must outlive a crash between the first side file and the state.
+            manifest.replace(
+                self._disk, manifest.STATE, manifest.state_bytes(self._base.state, self._base.seqs)
+            )
         self._remove_leftovers()
 
     def _index(self, side: Side) -> dict[bytes, int]:
-        rows = self._disk.view(layout.file_name(side.name, layout.ROWS))[: side.rows * 24]
-        keys = self._disk.view(layout.file_name(side.name, layout.KEYS))[: side.keys_bytes]
+        rows = committed(self._disk, side, layout.ROWS, side.rows * layout.ROW.size)
+        keys = committed(self._disk, side, layout.KEYS, side.keys_bytes)
         starts = [offset for offset, _, _, _ in layout.ROW.iter_unpack(rows)]
-        ends = [*starts[1:], side.keys_bytes]
+        ends = [*starts[1:], side.keys_bytes] if starts else []
         tail = layout.KEY_TAIL.size
         found = (keys[start + 8 : end - tail] for start, end in zip(starts, ends, strict=True))
         return dict(zip(found, range(side.rows), strict=False))
@@ -130,21 +137,20 @@ class Snapshots:
         """Files of databases that were dropped: the commit of the drop was the state without them."""
         if self._base.state.position is None:
             return
-        living = {store.side.name for store in self._stores.values()}
-        removed = False
+        living = {layout.stem(store.side.name) for store in self._stores.values()}
         for name in self._disk.names():
-            database = layout.database_of(name, layout.SIDE)
-            if database is not None and database not in living:
-                self._remove_files(database)
-                removed = True
-        if removed:
-            self._disk.sync_names()
+            stem = layout.stem_of(name, layout.SIDE)
+            if stem is not None and stem not in living:
+                self._remove_files(stem)
 
-    def _remove_files(self, database: str) -> None:
-        for kind in (layout.SIDE, *layout.KINDS, layout.METADATA):
-            name = layout.file_name(database, kind)
-            if self._disk.exists(name):
-                self._disk.remove(name)
+    def _remove_files(self, stem: str) -> None:
+        """Removes a database's files, the side file last: until then they are known to be ours."""
+        for kinds in ((*layout.KINDS, layout.METADATA), (layout.SIDE,)):
+            for kind in kinds:
+                name = stem + layout.ending(kind)
+                if self._disk.exists(name):
+                    self._disk.remove(name)
+            manifest.sync_names(self._disk)
 
     # What others ask
 
@@ -230,16 +236,19 @@ class Snapshots:
         for number in dropped:
             name = self._stores.pop(number).side.name
             if name not in {store.side.name for store in self._stores.values()}:
-                self._remove_files(name)
+                self._remove_files(layout.stem(name))
             report.dropped += 1
         return report
 
     def _new_store(self, number: int, name: str) -> Store:
-        """The store of a database that has no files yet; those of another that had its name are not written over."""
+        """The store of a database that has no files yet: they are made beside, as a reclaim makes them.
+
+        So nothing of another database that had the name is written over, and files without a side file are never ours.
+        """
         side_file = layout.file_name(name, layout.SIDE)
-        if not self._disk.exists(side_file):
-            return Store(Side(number, name))
-        generation = manifest.read_side(self._disk, side_file).generation
+        generation = 0
+        if self._disk.exists(side_file):
+            generation = manifest.read_side(self._disk, side_file).generation
         return Store(Side(number, name, generation=generation), fresh={})
 
     def _commit(self, side: Side) -> Callable[[], None]:
@@ -293,9 +302,9 @@ class Snapshots:
 
     def _sync(self, files: list[File], new_names: bool) -> None:
         for file in files:
-            file.sync()
+            manifest.sync(file)
         if new_names:
-            self._disk.sync_names()
+            manifest.sync_names(self._disk)
 
     def _build(
         self, store: Store, overlay: Overlay, side: Side, files: dict[str, File], slices: Slices
@@ -303,22 +312,41 @@ class Snapshots:
         """Writes what is appended and plans what changes in place; `side` gets the new counts."""
         rows = store.rows
         appended = _Appended(side)
-        added: dict[bytes, int] = {}
-        for count, (key, packed) in enumerate(overlay.items()):
-            row = rows.get(key)
-            if row is None:
-                if packed is not None:
-                    added[key] = side.rows
-                    appended.row(key, packed)
+        keys, records = iter(overlay), iter(overlay.values())
+        while some := list(islice(keys, _CHUNK_RECORDS)):
+            found = list(islice(records, _CHUNK_RECORDS))
+            if None in found or not rows.keys().isdisjoint(some):
+                some, packed = self._changed(side, files, appended, rows, some, found)
             else:
-                self._plan(side, files, appended, row, key, packed)
-            if count & 255 == 255:
-                if appended.size > _CHUNK_BYTES:
-                    appended.write(files)
-                if slices.over():
-                    yield None
+                packed = cast(list[bytes], found)
+            if some:
+                rows.update(zip(some, range(side.rows, side.rows + len(some)), strict=True))
+                appended.rows(some, packed)
+            if appended.size > _CHUNK_BYTES:
+                appended.write(files)
+            if slices.over():
+                yield None
         appended.write(files)
-        rows.update(added)
+
+    def _changed(
+        self,
+        side: Side,
+        files: dict[str, File],
+        appended: _Appended,
+        rows: dict[bytes, int],
+        keys: list[bytes],
+        records: list[bytes | None],
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Plans the changes of those keys that have a row, and returns the others with their records."""
+        new_keys, new_records = [], []
+        for key, packed in zip(keys, records, strict=True):
+            row = rows.get(key)
+            if row is not None:
+                self._plan(side, files, appended, row, key, packed)
+            elif packed is not None:
+                new_keys.append(key)
+                new_records.append(packed)
+        return new_keys, new_records
 
     def _plan(
         self,
@@ -331,7 +359,7 @@ class Snapshots:
     ) -> None:
         """Plans the change of a key that has a row."""
         row_at = row * layout.ROW.size
-        offset, op_id, word, _ = layout.ROW.unpack(files[layout.ROWS].read(row_at, layout.ROW.size))
+        offset, word, op_id, _ = layout.ROW.unpack(files[layout.ROWS].read(row_at, layout.ROW.size))
         tail_at = offset + layout.LENGTH.size + len(key)
         if op_id and word < record.SPECIAL:
             tail = files[layout.KEYS].read(tail_at, layout.KEY_TAIL.size)
@@ -362,14 +390,15 @@ class Snapshots:
             for file in files.values():
                 file.truncate(0)
             appended = _Appended(side)
-            for count, (key, packed) in enumerate(self._records(store, overlay)):
-                rows[key] = side.rows
-                appended.row(key, packed)
-                if count & 255 == 255:
-                    if appended.size > _CHUNK_BYTES:
-                        appended.write(files)
-                    if slices.over():
-                        yield None
+            kept = self._records(store, overlay)
+            while some := list(islice(kept, _CHUNK_RECORDS)):
+                keys, records = zip(*some, strict=True)
+                rows.update(zip(keys, range(side.rows, side.rows + len(keys)), strict=True))
+                appended.rows(keys, records)
+                if appended.size > _CHUNK_BYTES:
+                    appended.write(files)
+                if slices.over():
+                    yield None
             appended.write(files)
             yield lambda: self._sync(list(files.values()), True)
             yield self._commit(side)
@@ -387,7 +416,7 @@ class Snapshots:
     def _rename(self, side: Side, names: dict[str, str]) -> None:
         for kind, name in names.items():
             self._disk.rename(name, layout.file_name(side.name, kind))
-        self._disk.sync_names()
+        manifest.sync_names(self._disk)
 
     def _records(
         self, store: Store, overlay: Overlay
@@ -412,7 +441,7 @@ class Snapshots:
         for key, row in rows.items():
             if key in overlay:
                 continue
-            offset, op_id, word, crc = layout.ROW.unpack_from(table, row * layout.ROW.size)
+            offset, word, op_id, crc = layout.ROW.unpack_from(table, row * layout.ROW.size)
             if not op_id:
                 continue
             end = offset + layout.KEY_BYTES + len(key)
@@ -459,6 +488,23 @@ class _Appended:
         }
         self.size = 0
 
+    def rows(self, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+        """Appends records with rows of their own; in bulk when all of them have values."""
+        if not layout.all_live(records):
+            for key, packed in zip(keys, records, strict=True):
+                self.row(key, packed)
+            return
+        side = self._side
+        encoded = layout.encode(keys, records, side.keys_bytes, side.values_bytes)
+        self._parts[layout.KEYS].append(encoded.keys)
+        self._parts[layout.VALUES].append(encoded.values)
+        self._parts[layout.ROWS].append(encoded.rows)
+        side.keys_bytes += len(encoded.keys)
+        side.values_bytes += len(encoded.values)
+        side.live_values_bytes += len(encoded.values)
+        side.rows += len(records)
+        self.size += len(encoded.keys) + len(encoded.values) + len(encoded.rows)
+
     def row(self, key: bytes, packed: bytes) -> None:
         """Appends a record with a row of its own."""
         side = self._side
@@ -485,7 +531,7 @@ class _Appended:
             self.size += size
         else:
             in_keys = layout.keys_record(key, layout.REMOVED, 0)
-        return in_keys, layout.ROW_TAIL.pack(op_id, word, layout.checksum(in_keys, packed))
+        return in_keys, layout.ROW_TAIL.pack(word, op_id, layout.checksum(in_keys, packed))
 
     def write(self, files: dict[str, File]) -> None:
         for kind, parts in self._parts.items():
