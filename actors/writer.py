@@ -189,6 +189,7 @@ class Writer:
         self.commit.was_appended(entries[-1][0])
         self.snapshotting.appended(sum(len(frame) for _, frame in entries))
         self.sync()
+        self.make_spare_if_wanted()
         if self.full:
             self.found_room("log")
 
@@ -258,6 +259,11 @@ class Writer:
             self.log.info("disk_has_room")
             self.tell((m.DISK, False, ""))
 
+    def make_spare_if_wanted(self) -> None:
+        """Called after every append: that there is no room must show while the present segment has some."""
+        if self.following and self.oplog.wants_spare and not self.making_spare:
+            self.make_spare()
+
     def make_spare(self) -> None:
         """Has the next segment of the log made ready, in a thread."""
         self.making_spare = True
@@ -284,8 +290,7 @@ class Writer:
             return
         self.snapshotting.tick()
         self.oplog.trim(self.snapshotting.held_seq + 1)
-        if self.oplog.wants_spare and not self.making_spare:
-            self.make_spare()
+        self.make_spare_if_wanted()
 
     def log_bytes_behind(self) -> int:
         """About how much of the log the files do not hold yet."""
