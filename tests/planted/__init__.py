@@ -1,0 +1,1 @@
+"""Bugs that the suite must catch, and the script that plants them."""

@@ -1,0 +1,271 @@
+"""The list of planted bugs: what is broken, where, and which tests must notice.
+
+`search` stands exactly once in `file` (a test sees to it, so that the list cannot rot); the named tests are the fast
+ones that are run against the broken copy, and at least one of them has to fail.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    """One bug to plant."""
+
+    name: str
+    what: str
+    file: str
+    search: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+_STORE = ("tests/property/test_store_machine.py", "-m", "not long")
+_ONCE = ("tests/process/test_exactly_once.py",)
+_WATCH = ("tests/property/test_watch_machine.py", "-m", "not long")
+_COMMIT = ("tests/unit/core/test_commit.py",)
+_LOG = ("tests/unit/storage/test_oplog_crash.py", "tests/unit/storage/test_oplog_damage.py")
+_GUARD = ("tests/process/test_guard.py",)
+_CRASH = ("tests/process/test_crash.py", "-m", "not long")
+
+BUGS: tuple[Bug, ...] = (
+    Bug(
+        "reply-before-durable",
+        "replies to writes go out at once, before the disk has them",
+        "nun/core/network.py",
+        """        if waits_for is None:
+            self.out.sends.append((session.peer, frame))
+        else:
+            waits_for.replies.append((session.peer, frame))
+""",
+        """        self.out.sends.append((session.peer, frame))
+""",
+        _STORE,
+    ),
+    Bug(
+        "read-not-waiting",
+        "a read shows a record that is not durable yet",
+        "nun/core/data_requests.py",
+        """            waits_for = self._stream.waits_for(database, (key,))
+        core.reply(session, number, packed, waits_for=waits_for)
+""",
+        """            waits_for = None
+        core.reply(session, number, packed, waits_for=waits_for)
+""",
+        _STORE,
+    ),
+    Bug(
+        "request-rows-forgotten",
+        "request rows do not survive a restart",
+        "nun/core/state.py",
+        """        elif kind == fx.OUTCOME:
+            self._outcome(position, effect)
+""",
+        """        elif kind == fx.OUTCOME and not isinstance(effect, list):
+            self._outcome(position, effect)
+""",
+        _STORE,
+    ),
+    Bug(
+        "floor-ignored",
+        "a request below its client's floor is carried out again",
+        "nun/core/network.py",
+        """            if number < client.floor:
+                raise OutcomeExpired""",
+        """            if number < 0:
+                raise OutcomeExpired""",
+        _STORE,
+    ),
+    Bug(
+        "expired-client-executes",
+        "a retry of a client that was forgotten is carried out again",
+        "nun/core/network.py",
+        "            if again and session.born <= self.state.horizon:\n",
+        "            if again and session.born < 0:\n",
+        _ONCE,
+    ),
+    Bug(
+        "op-ids-reused-after-restart",
+        "the clock forgets the highest op id of the state",
+        "nun/core/network.py",
+        "Clock(epoch.node, state.highest_op_id)",
+        "Clock(epoch.node, 0)",
+        _STORE,
+    ),
+    Bug(
+        "position-reused",
+        "an entry may get the position of the one before",
+        "nun/core/stream.py",
+        "            self.open = PendingEntry(Position.at(self.epoch, self.last_seq + 1))\n",
+        "            seq = self.last_seq + (self.last_seq % 20 != 19)\n"
+        "            self.open = PendingEntry(Position.at(self.epoch, seq))\n",
+        _STORE,
+    ),
+    Bug(
+        "atomic-applies-half",
+        "an atomic batch that is refused keeps what it did before the refusal",
+        "nun/core/batch_requests.py",
+        "            decided.put_back()\n",
+        "",
+        _STORE,
+    ),
+    Bug(
+        "tombstone-forgets-version",
+        "a removed key starts again at version 1",
+        "nun/core/accept.py",
+        "    version: int = word & ~SPECIAL\n    new = version + 1\n",
+        "    version: int = word & ~SPECIAL if word < SPECIAL else 0\n    new = version + 1\n",
+        _STORE,
+    ),
+    Bug(
+        "version-rule-off-by-one",
+        "NunDB's version rule refuses the version that is current",
+        "nun/core/accept.py",
+        "            if number < version:\n",
+        "            if number <= version:\n",
+        _STORE,
+    ),
+    Bug(
+        "session-token-unchecked",
+        "whoever has a session's routing id has the session",
+        "nun/core/network.py",
+        "            if session is None or session.token != token:\n",
+        "            if session is None:\n",
+        _GUARD,
+    ),
+    Bug(
+        "batch-permissions-skipped",
+        "the keys of a batch are not held against the user's permissions",
+        "nun/core/batch_requests.py",
+        "                rights.check_many(RIGHT_OF[kind], chosen, joined)\n",
+        "                chosen = []\n",
+        _GUARD,
+    ),
+    Bug(
+        "guarded-keys-open",
+        "keys that begin with $$ are treated like any other",
+        "nun/core/access.py",
+        """        if key.startswith(GUARDED_PREFIX):
+            return False
+        return self.everything""",
+        """        return self.everything""",
+        _GUARD,
+    ),
+    Bug(
+        "wrong-secrets-uncounted",
+        "guessing passwords is free",
+        "nun/core/access.py",
+        "        self._failures[name] = (count + 1, since)\n",
+        "        self._failures[name] = (count, since)\n",
+        _GUARD,
+    ),
+    Bug(
+        "watcher-skips-without-credit",
+        "what a watcher has no credit for is dropped, not kept for later",
+        "nun/core/watching.py",
+        "                    self._fall_behind(watch, body.first_seq, body.skip)\n",
+        "                    continue\n",
+        _WATCH,
+    ),
+    Bug(
+        "watcher-repeats-its-last-event",
+        "a watcher that fell behind within an entry is told its first events again",
+        "nun/core/watching.py",
+        "        watch.next_seq, watch.skip = seq, skip\n",
+        "        watch.next_seq, watch.skip = seq, 0\n",
+        _WATCH,
+    ),
+    Bug(
+        "compaction-not-told",
+        "a watch from a position that is gone goes on from now without a word",
+        "nun/core/watching.py",
+        """        else:
+            self.compacted(watch.number)
+
+    def end(""",
+        """        else:
+            self._go_live(watch)
+
+    def end(""",
+        _WATCH,
+    ),
+    Bug(
+        "unread-replies-unbounded",
+        "a client that never reads may make the node hold any number of replies",
+        "nun/core/network.py",
+        "            if session.unread_bytes > self.settings.unread_bytes_max and kind != m.PING:\n",
+        "            if session.unread_bytes < 0:\n",
+        ("tests/process/test_overload.py", "-k", "large_replies"),
+    ),
+    Bug(
+        "pending-unbounded",
+        "writes are taken without bound while the disk stands still",
+        "nun/core/network.py",
+        "        if self.stream.pending_bytes > self.settings.pending_bytes_max:\n",
+        "        if self.stream.pending_bytes < 0:\n",
+        ("tests/process/test_overload.py", "-k", "stands_still_overloads"),
+    ),
+    Bug(
+        "fsync-skipped",
+        "the log is called durable without a sync",
+        "storage/oplog.py",
+        """        try:
+            self._file.sync()
+        except OSError as error:
+            self._failed = error
+            raise
+        self._synced""",
+        """        self._synced""",
+        _LOG,
+    ),
+    Bug(
+        "durable-before-sync",
+        "under `always`, entries are announced as durable when they are merely appended",
+        "nun/core/commit.py",
+        '        position = self.synced if self.policy == "always" else self.appended\n',
+        "        position = self.appended\n",
+        _COMMIT,
+    ),
+    Bug(
+        "gap-ignored",
+        "an entry that does not continue the log is dropped without asking for what is missing",
+        "nun/core/commit.py",
+        """            elif seq > self._known_seq:
+                self._known_seq = seq
+""",
+        "",
+        _COMMIT,
+    ),
+    Bug(
+        "log-checksum-unchecked",
+        "the payload of a record of the log is taken whatever its checksum says",
+        "storage/segment.py",
+        "            or _crc32(data[begin : begin + length], head_crc) != crc\n",
+        "",
+        _LOG,
+    ),
+    Bug(
+        "row-checksum-unchecked",
+        "a record of the keys and values files is served whatever its checksum says",
+        "storage/recovery.py",
+        "            if crc32(packed, crc32(keys[offset:end])) != crc:\n",
+        "            if crc == -1:\n",
+        ("tests/process/test_damage.py",),
+    ),
+    Bug(
+        "torn-tail-kept",
+        "what a crash left behind the last valid record stays in the log",
+        "storage/log_recovery.py",
+        "                self._cut(number, numbers[index + 1 :])\n",
+        "",
+        _LOG,
+    ),
+    Bug(
+        "plan-not-carried-out",
+        "recovery forgets the updates that a committed snapshot had planned",
+        "storage/base.py",
+        "        if side.plan:\n",
+        "        if side.plan and not side.name:\n",
+        ("tests/unit/storage",),
+    ),
+)
