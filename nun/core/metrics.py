@@ -49,14 +49,12 @@ class Metrics:
         self.requests: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
         self.latency: dict[str, Histogram] = {"read": Histogram(), "write": Histogram()}
-        self.events = 0
         self.malformed = 0
 
     def describe(self, names: dict[int, str]) -> dict[str, Any]:
         return {
             "requests": {names.get(kind, str(kind)): n for kind, n in self.requests.items()},
             "errors": dict(self.errors),
-            "events": self.events,
             "malformed": self.malformed,
             "latency": {name: histogram.describe() for name, histogram in self.latency.items()},
         }
