@@ -1,1 +1,1 @@
-"""The processes of a node: supervisor, network, storage writer. They move bytes and time; the decisions are in nun/core."""
+"""The processes of a node: supervisor, network, storage writer. They move bytes and time; nun/core decides."""

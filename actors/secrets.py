@@ -1,7 +1,7 @@
 """Tokens and passwords at rest: scrypt hashes, computed in threads, never on a process's loop.
 
-A stored secret is the text `scrypt$LOG2_N$R$P$SALT$HASH`, salt and hash in base64. What a NunDB directory brought along is
-the plain secret itself; it is compared as such until its database is next given a token.
+A stored secret is the text `scrypt$LOG2_N$R$P$SALT$HASH`, salt and hash in base64. What a NunDB directory brought along
+is the plain secret itself; it is compared as such until its database is next given a token.
 """
 
 from __future__ import annotations
