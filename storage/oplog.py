@@ -318,8 +318,10 @@ class Oplog:
     def trim(self, below_seq: int) -> int:
         """Gives up the oldest segments while the log is over its budget and they end below `below_seq`.
 
-        Returns how many. The last one stays, whatever it holds.
+        Returns how many. The last one stays, whatever it holds, and so does the last entry that was synced: without it
+        a crash could leave a log that does not know where it stood.
         """
+        below_seq = min(below_seq, self._synced)
         if self._failed is not None:
             raise self._failure()
         dropped = 0

@@ -249,8 +249,11 @@ class Session:
         self._live.clear()
         for watch in self._watches:
             watch.stopped()
-        for request in [request for request in self.in_flight.values() if request.then]:
-            del self.in_flight[request.number]
+        for request in list(self.in_flight.values()):
+            if request.then:
+                del self.in_flight[request.number]
+            elif request.kind == m.SNAPSHOT and request.sent:
+                self._lose(request, "lost", ConnectionLost(f"the link broke: {why}"))
         if was_ready and now - self._ready_since >= STEADY_S:
             self._attempts = 0
         else:

@@ -57,6 +57,7 @@ from nun.version import VERSION
 
 RETRY_AFTER_MS: Final = 50
 TOMBSTONES_DROPPED_MAX: Final = 10_000  # in one tick
+SHOWS_NOTHING: Final = (BadRequest, Overloaded, ReadOnly, SessionUnknown, TooLarge)
 _PROBE: Final = pack((m.PROBE,))
 REQUEST_NAMES: Final = {
     getattr(m, name): name.lower()
@@ -156,6 +157,7 @@ class NetworkCore:
         self.metrics = Metrics()
         self.out = Output()
         self.disk_full: str | None = None
+        self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
         self._rights: dict[tuple[int, bytes], Rights] = {}
         self.watches = Watches(self.stream, self.tables, self.send)
         self.data = DataRequests(self)
@@ -199,7 +201,9 @@ class NetworkCore:
         self.now_ns = now_ns
         self.unix_ms = unix_ms
         for peer, body in batch:
+            self.turn_bytes += len(body)
             self._request(peer, body)
+        self.turn_bytes = 0
         self.close()
 
     def made_durable(self, seq: int, now_ns: int) -> None:
@@ -283,11 +287,11 @@ class NetworkCore:
             waits_for.replies.append((session.peer, frame))
 
     def refuse(self, peer: bytes, number: int, error: RequestError) -> None:
-        """Answers with an error that depends on nothing undecided but what is pending now."""
+        """Answers with an error; one that may show what was decided waits until all of that is durable."""
         code, body = to_wire(error)
         self.metrics.errors[type(error).__name__] += 1
         frame = pack((code, number, body, None, 0))
-        entry = self.stream.newest()
+        entry = None if isinstance(error, SHOWS_NOTHING) else self.stream.newest()
         if entry is None:
             self.out.sends.append((peer, frame))
         else:
@@ -504,9 +508,10 @@ class NetworkCore:
                 )
         if self.disk_full is not None:
             raise ReadOnly(f"no writes at present: {self.disk_full}", reason="disk full")
-        if self.stream.pending_bytes > self.settings.pending_bytes_max:
+        pending = self.stream.pending_bytes + self.turn_bytes
+        if pending > self.settings.pending_bytes_max and self.stream.pending:
             raise Overloaded(
-                f"{self.stream.pending_bytes} bytes wait to become durable",
+                f"{pending} bytes wait to become durable",
                 limit="pending_bytes_max",
                 retry_after_ms=RETRY_AFTER_MS,
             )

@@ -198,6 +198,14 @@ BUGS: tuple[Bug, ...] = (
         ("tests/process/test_overload.py", "-k", "large_replies"),
     ),
     Bug(
+        "pending-unbounded",
+        "writes are taken without bound while the disk stands still",
+        "nun/core/network.py",
+        "        if pending > self.settings.pending_bytes_max and self.stream.pending:\n",
+        "        if pending < 0:\n",
+        ("tests/process/test_overload.py", "-k", "stands_still_overloads"),
+    ),
+    Bug(
         "fsync-skipped",
         "the log is called durable without a sync",
         "storage/oplog.py",

@@ -92,6 +92,54 @@ def test_a_watcher_that_reads_nothing_costs_only_its_credit(node: Node) -> None:
         assert growth < 5 * 4 * MIB + 48 * MIB, f"{growth} bytes for events that nobody reads"
 
 
+def test_a_disk_that_stands_still_overloads_and_loses_nothing(node: Node) -> None:
+    """400 MB of writes while nothing becomes durable: what is too much is refused at once, the rest is kept."""
+    value = bytes(100_000)
+    with connect(node.address) as writer, connect(node.address) as reader:
+        for client in (writer, reader):
+            client.use("d", "t")
+        writer.write(m.SET, 1, "other", "held", None).value()
+        before = node.resident_bytes("network")
+        node.pause("writer")
+        numbers: list[int] = []
+        statuses: dict[int, int] = {}
+
+        def take_in(until: int) -> None:
+            while until not in statuses:
+                message = writer.receive(20.0)
+                assert message is not None, "no answer although the node is overloaded"
+                statuses[message[1]] = message[0]
+
+        for _ in range(10):
+            for _ in range(400):
+                numbers.append(writer.next_number())
+                writer.post(numbers[-1], m.SET, 1, f"k{numbers[-1]}", value, None)
+            ping = writer.next_number()
+            writer.send(m.PING, writer.token, ping, None)
+            take_in(ping)
+        early = [statuses[number] for number in numbers if number in statuses]
+        assert set(early) == {Overloaded.code}
+        assert len(early) > 2500, (
+            "beyond pending_bytes_max and what one turn drains, all is refused"
+        )
+        assert reader.request(m.GET, 1, "other").value()[12:] == b"held"
+        growth = node.resident_bytes("network") - before
+        assert growth < 320 * MIB, f"{growth} bytes while the disk stands still"
+        node.resume("writer")
+        for number in numbers:
+            take_in(number)
+        accepted = {number for number in numbers if statuses[number] == 0}
+        assert accepted
+        assert writer.write(m.SET, 1, "after", "v", None).status == 0
+        node.kill("node")
+        node.restart()
+    with connect(node.address) as client:
+        client.use("d", "t")
+        for number in numbers:
+            found = client.request(m.GET, 1, f"k{number}").value()
+            assert (found is not None) == (number in accepted), number
+
+
 def test_requests_that_wait_for_a_still_disk_are_bounded(node: Node) -> None:
     """Reads of what is not durable wait; a flood of them must not fill the memory."""
     with connect(node.address) as client:
