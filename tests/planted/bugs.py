@@ -266,6 +266,6 @@ BUGS: tuple[Bug, ...] = (
         "storage/base.py",
         "        if side.plan:\n",
         "        if side.plan and not side.name:\n",
-        ("tests/unit/storage",),
+        ("tests/property/test_snapshot_life.py",),
     ),
 )
