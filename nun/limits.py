@@ -55,9 +55,8 @@ SECRET_FAILURES_MAX: Final = (
 SECRET_FAILURES_WINDOW_S: Final = 30
 
 # How long.
-SESSION_PROBE_S: Final = (
-    10  # an idle session is probed this often; a probe that cannot be routed ends it
-)
+SESSION_PROBE_S: Final = 10  # an idle session is probed this often; one that is gone ends
+SESSION_PROBE_WHEN_FULL_S: Final = 1  # the same, once a new one was refused for want of room
 REQUEST_TIMEOUT_S: Final = 10.0  # the client's default
 
 # One turn of a process's loop.

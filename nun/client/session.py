@@ -47,17 +47,11 @@ RESEND_AFTER_S: Final = 1.0  # doubles each time
 GREETING_PATIENCE_S: Final = (
     3.0  # doubles each time round; a third where there is another address to try
 )
-SILENCE_S: Final = (
-    2.5  # a node from which nothing has come for so long, though it was asked, is given up
-)
+SILENCE_S: Final = 2.5  # a node that was asked and has said nothing for so long is given up
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
-STEADY_S: Final = (
-    1.0  # a session that lived this long was a good one: the next attempt comes at once
-)
-RECEIPT_BYTES: Final = (
-    256 * KIB
-)  # a receipt covers all replies before it: one is shown per so many bytes
+STEADY_S: Final = 1.0  # a session that lived so long was good: the next attempt comes at once
+RECEIPT_BYTES: Final = 256 * KIB  # a receipt covers all before it: one is shown per so many bytes
 PARKED_MAX: Final = 256  # writes that timed out and can still be asked about
 _SENT_ONCE: Final = (m.PING, m.SNAPSHOT)  # not again while the link holds
 
@@ -99,9 +93,7 @@ class Session:
         self._ready_since = 0.0
         self._heard = 0.0
         self._unread = 0
-        self._early: list[
-            Request
-        ] = []  # made before the first HELLO was answered: without a number
+        self._early: list[Request] = []  # made before the first HELLO's answer: without a number
         self._parked: dict[int, Request] = {}
         self._watches: list[WatchState] = []
         self._live: dict[int, WatchState] = {}

@@ -51,6 +51,7 @@ from nun.limits import (
     REQUEST_ROWS_PER_CLIENT_MAX,
     SECRET_BYTES_MAX,
     SESSION_PROBE_S,
+    SESSION_PROBE_WHEN_FULL_S,
 )
 from nun.position import Epoch, Position
 from nun.version import VERSION
@@ -163,7 +164,7 @@ class NetworkCore:
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
         self.admin = AdminRequests(self)
-        self._next_probe_ns = now_ns
+        self._probed_ns = now_ns
         self._handlers: dict[int, tuple[int, Callable[[Session, list[Any]], None]]] = {
             m.PING: (4, self._ping),
             m.BYE: (3, self._bye),
@@ -249,12 +250,8 @@ class NetworkCore:
         self.now_ns = now_ns
         self.unix_ms = unix_ms
         self.settle()
-        if now_ns >= self._next_probe_ns:
-            self._next_probe_ns = now_ns + SESSION_PROBE_S * 1_000_000_000
-            idle_since = now_ns - SESSION_PROBE_S * 1_000_000_000
-            for session in self.sessions.values():
-                if session.last_seen_ns < idle_since:
-                    self.send(session.peer, _PROBE)
+        if now_ns >= self._probed_ns + SESSION_PROBE_S * 1_000_000_000:
+            self._probe(SESSION_PROBE_S)
         self.watches.tick(now_ns)
         self._drop_old_tombstones()
         self._forget_clients()
@@ -358,6 +355,7 @@ class NetworkCore:
         if previous is not None:
             self._end_session(previous, "greeted again")
         elif len(self.sessions) >= self.settings.sessions_max:
+            self._probe(SESSION_PROBE_WHEN_FULL_S)
             raise Overloaded(
                 f"{len(self.sessions)} sessions are open",
                 limit="sessions_max",
@@ -365,7 +363,7 @@ class NetworkCore:
             )
         session = Session(peer, self.random(), client_id, self.random())
         session.admin = admin
-        session.fresh = born is None
+        session.highest_number = 0 if born is None else number
         session.born = self.stream.clock.reserve(self.unix_ms) if born is None else born
         session.last_seen_ns = self.now_ns
         self.sessions[peer] = session
@@ -491,7 +489,7 @@ class NetworkCore:
             raise BadRequest("a write has a number from 1 and a floor from 0 to its number")
         client = self.state.clients.get(session.client_id)
         if client is None:
-            again = number <= session.highest_number or not session.fresh
+            again = number <= session.highest_number
             if again and session.born <= self.state.horizon:
                 raise OutcomeExpired("what became of this client's requests is forgotten")
         else:
@@ -555,6 +553,15 @@ class NetworkCore:
             )
 
     # Housekeeping
+
+    def _probe(self, idle_s: int) -> None:
+        """Sends something to sessions that have been idle so long, once in that time: those that are gone show."""
+        if self.now_ns < self._probed_ns + idle_s * 1_000_000_000:
+            return
+        self._probed_ns = self.now_ns
+        for session in self.sessions.values():
+            if session.last_seen_ns < self.now_ns - idle_s * 1_000_000_000:
+                self.send(session.peer, _PROBE)
 
     def close(self) -> None:
         """Ends the turn's entry: what was decided is to be published."""

@@ -30,7 +30,6 @@ class Session:
         "admin",
         "born",
         "client_id",
-        "fresh",
         "grants",
         "highest_number",
         "last_seen_ns",
@@ -47,8 +46,7 @@ class Session:
         self.client_id = client_id
         self.admin = False
         self.born = 0
-        self.fresh = True  # nothing of this client was under way when it greeted
-        self.highest_number = 0
+        self.highest_number = 0  # a write above it is surely new
         self.last_seen_ns = 0
         self.grants: dict[int, tuple[bytes, Rights]] = {}  # database -> (user, rights)
         self.watches: dict[int, Any] = {}
