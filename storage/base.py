@@ -13,7 +13,7 @@ from nun.core import effects as fx
 from nun.core.state import NodeState
 from storage import layout, nundb
 from storage.disk import Disk
-from storage.manifest import Side, read_side, read_state, sync, sync_names
+from storage.manifest import STATE, Side, read_side, read_state, sync, sync_names
 from storage.nundb import Migrated
 
 
@@ -25,6 +25,9 @@ class Base:
     seqs: dict[int, int] = field(default_factory=dict)  # of databases without later changes
     sides: dict[int, Side] = field(default_factory=dict)
     migrated: dict[int, Migrated] = field(default_factory=dict)
+    newest: int = (
+        0  # the last entry that any side file holds, even one that the state does not name
+    )
 
     @property
     def seq(self) -> int:
@@ -55,6 +58,7 @@ def read_base(disk: Disk) -> Base:
     state, seqs = known or (NodeState(), {})
     base = Base(state, seqs)
     found = {side.number: side for side in sides(disk)}
+    base.newest = max((side.seq for side in found.values()), default=0)
     for number, living in state.databases.items():
         side = found.get(number)
         if side is not None and side.name == living.name:
@@ -77,7 +81,7 @@ def finish(disk: Disk) -> list[str]:
     sync_names(disk)  # what is seen may not be durable yet, and what follows relies on it
     known = {side.name: side for side in sides(disk)}
     for name in disk.names():
-        if name.endswith(".tmp"):
+        if name.endswith(".tmp") and _is_ours(name):
             disk.remove(name)
             done.append(f"removed {name}")
     for side in known.values():
@@ -87,7 +91,7 @@ def finish(disk: Disk) -> list[str]:
                 disk.rename(made, layout.file_name(side.name, kind))
                 done.append(f"renamed {made}")
     for name in disk.names():
-        if name.endswith(".new"):
+        if name.endswith(".new") and _is_ours(name):
             disk.remove(name)
             done.append(f"removed {name}")
     sync_names(disk)
@@ -95,6 +99,11 @@ def finish(disk: Disk) -> list[str]:
         if side.plan:
             apply_plan(disk, side)
     return done
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a snapshot could have made this file; anything else in the directory is left alone."""
+    return name.startswith(f"{STATE}.") or "-nun." in name
 
 
 def new_name(side: Side, kind: str) -> str:

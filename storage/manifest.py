@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from nun.codec import pack, unpack
 from nun.core.state import NodeState
@@ -73,7 +73,16 @@ class Side:
 def read_side(disk: Disk, name: str) -> Side:
     """Reads a side file. Raises DamagedFile, FormatTooNew."""
     body = _read(disk, name, SIDE_MAGIC)
-    match unpack(body):
+    try:
+        return _side_of(unpack(body))
+    except (WireError, AttributeError, TypeError, ValueError) as error:
+        raise DamagedFile(
+            name, _HEAD.size, f"expected a side file's ten fields: {error}"
+        ) from error
+
+
+def _side_of(fields: Any) -> Side:
+    match fields:
         case [
             int() as number,
             bytes() as database,
@@ -98,7 +107,7 @@ def read_side(disk: Disk, name: str) -> Side:
                 generation,
                 [(kind.decode(), offset, data) for kind, offset, data in plan],
             )
-    raise DamagedFile(name, _HEAD.size, "expected a side file's ten fields")
+    raise ValueError("other fields")
 
 
 def read_state(disk: Disk) -> tuple[NodeState, dict[int, int]] | None:

@@ -50,12 +50,9 @@ def load(disk: Disk, reader: LogReader) -> Loaded:
         seqs = {number: base.seq_of(number) for number in state.databases}
         start = min([base.seq, *seqs.values()]) + 1
         last = reader.last_seq()
-        if last < max([base.seq, *seqs.values()]):
-            raise DamagedFile(
-                "oplog",
-                0,
-                f"the log ends at seq {last}, the files hold {max(base.seq, *seqs.values(), 0)}",
-            )
+        held = max([base.seq, base.newest, *seqs.values()])
+        if last < held:
+            raise DamagedFile("oplog", 0, f"the log ends at seq {last}, the files hold {held}")
         bare = [info for info in state.databases.values() if info.number not in tables]
         for position, effects in entries(reader, start, last):
             seq = position.seq

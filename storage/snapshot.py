@@ -29,7 +29,7 @@ from typing import Any, Final, cast
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.state import NodeState
-from nun.errors import DamagedFile
+from nun.errors import DamagedFile, StorageError
 from storage import layout, manifest
 from storage.base import Base, apply_plan, finish, new_name, read_base
 from storage.disk import Disk, File
@@ -71,10 +71,14 @@ class Store:
     fresh: dict[bytes, bytes] | None = None  # the records of a database that came from NunDB
 
     def wasted(self) -> float:
-        """Which share of the values file nobody points at."""
-        if self.side.values_bytes < RECLAIM_BYTES_MIN:
-            return 0.0
-        return 1 - self.side.live_values_bytes / self.side.values_bytes
+        """Which share of the files is dead: values that nobody points at, or rows of dropped keys."""
+        side = self.side
+        wasted = 0.0
+        if side.values_bytes >= RECLAIM_BYTES_MIN:
+            wasted = 1 - side.live_values_bytes / side.values_bytes
+        if side.keys_bytes >= RECLAIM_BYTES_MIN:
+            wasted = max(wasted, side.free_rows / side.rows)
+        return wasted
 
 
 class Slices:
@@ -118,6 +122,14 @@ class Snapshots:
             side = Side(number, migrated.name)
             self._stores[number] = Store(side, fresh=migrated.records)
         if self._base.migrated and not self._disk.exists(manifest.STATE):
+            if self._reader.last_seq():
+                # Before the first entry there was nun.state: these were laid beside a log that knows nothing of them,
+                # and their numbers may be taken there.
+                names = ", ".join(migrated.name for migrated in self._base.migrated.values())
+                raise StorageError(
+                    f"files of NunDB ({names}) were added to a directory that is in use; expected a directory "
+                    "without a log: start a new node on them, then export and import"
+                )
             # Their numbers must outlive a crash between the first side file and the state.
             manifest.replace(
                 self._disk, manifest.STATE, manifest.state_bytes(self._base.state, self._base.seqs)
@@ -162,7 +174,7 @@ class Snapshots:
         return min(seqs)
 
     def wasteful(self, ratio: float) -> list[int]:
-        """The databases whose values file is wasted beyond this share."""
+        """The databases of whose files more than this share is wasted."""
         return [number for number, store in self._stores.items() if store.wasted() > ratio]
 
     def describe(self) -> dict[str, Any]:
