@@ -1,0 +1,63 @@
+"""docs/DATA_FILES.md against the code: its way to read a directory by hand, and the magics that it names."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+
+from nun.codec import pack
+from nun.core import effects as fx
+from nun.core.clock import TICK
+from nun.position import Position
+from storage import directory, layout, manifest, segment
+from storage.disk import RealDisk
+from storage.oplog import LogReader, Oplog
+from storage.snapshot import Snapshots
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "DATA_FILES.md").read_text(encoding="utf-8")
+
+
+def test_reading_by_hand_shows_what_a_snapshot_wrote(tmp_path: Path) -> None:
+    disk = RealDisk(tmp_path)
+    log = Oplog.open(disk, 1 << 16, 1 << 20)
+    entries = [
+        [(fx.EPOCH, b"c" * 16, {1: "node1"}), (fx.DATABASE, 1, "shop", {"strategy": "none"})],
+        [(fx.PUTS, 1, TICK, bytes(24), pack([["name", "color"], ["mary", "blue"]]))],
+        [(fx.TOMBSTONE, 1, 9 * TICK, 2, 2 * TICK, b"color")],
+    ]
+    for seq, effects in enumerate(entries, 1):
+        position = Position(1, 1, 1, seq)
+        log.append([(position, fx.encode_entry(position, effects))])
+    log.sync()
+    snapshots = Snapshots(disk, LogReader(disk))
+    snapshots.open()
+    for blocking in snapshots.take(None, False, len(entries)):
+        if blocking is not None:
+            blocking()
+    code = re.search(r"```python\n(.*?)```", DOCUMENT, re.S)
+    assert code is not None
+    said = io.StringIO()
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(
+                re.sub(r'open\("([^"]+)", "rb"\)\.read\(\)', r'READ("\1")', code[1]),
+                {"READ": lambda name: Path(name).read_bytes()},
+            )
+    finally:
+        os.chdir(before)
+        log.close()
+    assert said.getvalue() == "name 1 b'mary'\n"
+
+
+def test_the_magics_and_sizes_that_it_names_are_those_of_the_code() -> None:
+    for magic in (manifest.SIDE_MAGIC, manifest.STATE_MAGIC, segment.MAGIC):
+        assert f"`{magic.decode()}`" in DOCUMENT
+    assert "`NUNNODE1`" in DOCUMENT
+    assert directory.NODE == "NODE"
+    assert f"One row of {layout.ROW.size} bytes" in DOCUMENT
+    assert f"| 0 | {layout.LENGTH.size} | offset of the key's record in the keys file |" in DOCUMENT
