@@ -126,6 +126,8 @@ def read_records(disk: Disk, side: Side) -> dict[bytes, bytes]:
                     raise _bad_row(side, number, "the status of its value is not 0")
             elif op_id:
                 packed = pack_head(word, op_id) + tombstone_tail
+            elif word:
+                raise _bad_row(side, number, "it is free and has a version")
             else:
                 packed = b""
             if crc32(packed, crc32(keys[offset:end])) != crc:
