@@ -233,6 +233,10 @@ def test_children_do_not_outlive_a_supervisor_that_is_killed(
     run = start()
     pids = run.wait("ready")["processes"]
     if frozen:  # not even those that cannot notice anything
+        # One that has its sockets' threads has told the kernel before what is to become of it.
+        wait_until(
+            lambda: all(psutil.Process(pid).num_threads() > 1 for pid in pids.values()), "up"
+        )
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
     run.process.kill()
