@@ -76,7 +76,7 @@ class Network:
 
     def recovered(self, message: list[Any]) -> None:
         """The storage writer has the directory in order: load it."""
-        _, cluster_id, node, start, _ = message
+        _, cluster_id, node, start, _, directory = message
         began = time.monotonic()
         try:
             loaded = load(RealDisk(self.config.node.data_dir), self.reader)
@@ -88,6 +88,7 @@ class Network:
         limits = self.config.limits
         settings = Settings(
             name=self.config.node.name,
+            directory=directory,
             admin_user=self.config.security.admin_user,
             admin_password=self.config.security.admin_password,
             tombstone_retention_s=self.config.storage.tombstone_retention_s,

@@ -86,7 +86,16 @@ class Writer:
         child.on_stop(self.stop)
         self.leave_garbage_alone()
         last = self.oplog.last
-        self.tell((m.RECOVERED, identity.cluster_id, identity.node, identity.start, last))
+        self.tell(
+            (
+                m.RECOVERED,
+                identity.cluster_id,
+                identity.node,
+                identity.start,
+                last,
+                identity.cluster_id,
+            )
+        )
         self.log.info(
             "recovered",
             start=identity.start,

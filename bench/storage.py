@@ -49,7 +49,7 @@ class Store:
         self.seq = 0
         self.snapshots = Snapshots(self.disk, LogReader(self.disk))
         self.snapshots.open()
-        self._append([[fx.EPOCH, identity.cluster_id, {identity.node: "bench"}]])
+        self._append([[fx.EPOCH, identity.cluster_id, {identity.node: ["bench", b"", 1]}, 2]])
         self._append([[fx.DATABASE, NUMBER, DATABASE, {"strategy": "none"}]])
 
     def _append(self, effects: list[Any]) -> None:

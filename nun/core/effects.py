@@ -13,10 +13,16 @@ element is its kind:
     PUTS            [kind, database, first_op_id, heads, payload]         many plain sets at once, see below
     DATABASE        [kind, database, name, {option: value}]               created, or its options changed
     DROP_DATABASE   [kind, database]
-    EPOCH           [kind, cluster_id, {node number: name}]               the first effect of every epoch
+    EPOCH           [kind, cluster_id, members, next_number]              the first effect of every epoch
+    MEMBERS         [kind, members, next_number]                          a node has become a member, or started anew
+    OUTBOX          [kind, node number, outbox number]                    that node's proposals up to here are decided
+    INCREMENTED     [kind, database, op_id, version, replaced, key, value, delta]     a PUT that an increment came to
     OUTCOME         [kind, client_id, number, floor, status, op_id, result]  what became of one request
     FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
     RECORDS         [kind, database, last_op_id, keys, records, replaced] many changes at once: the new packed records
+
+`members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
+the lowest number that no member ever had.
 
 `replaced` is the op id of the record that a write replaced, 0 where the key was absent.
 
@@ -44,6 +50,9 @@ from nun.position import Epoch, Position
 
 ENTRY: Final = 1
 BEAT: Final = 2
+PEER_BEAT: Final = 3
+MARKER: Final = 4
+ITEM: Final = 5
 
 PUT: Final = 1
 TOMBSTONE: Final = 2
@@ -55,6 +64,9 @@ EPOCH: Final = 7
 OUTCOME: Final = 8
 FORGET: Final = 9
 RECORDS: Final = 10
+MEMBERS: Final = 11
+OUTBOX: Final = 12
+INCREMENTED: Final = 13
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -63,11 +75,16 @@ _LENGTHS: Final = {
     PUTS: 5,
     DATABASE: 4,
     DROP_DATABASE: 2,
-    EPOCH: 3,
+    EPOCH: 4,
     OUTCOME: 7,
     FORGET: 3,
     RECORDS: 6,
+    MEMBERS: 3,
+    OUTBOX: 3,
+    INCREMENTED: 8,
 }
+
+_ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM
 
 Effect = Sequence[Any]
 
@@ -88,6 +105,58 @@ def encode_entry(position: Position, effects: Sequence[Effect]) -> bytes:
 def encode_beat(epoch: Epoch, last_seq: int) -> bytes:
     """The frame that says, while nothing happens, which entry was the last: a lost tail shows within one beat."""
     return pack((BEAT, *epoch, last_seq))
+
+
+def encode_peer_beat(epoch: Epoch, last_seq: int, durable_seq: int, settled_seq: int) -> bytes:
+    """The beat that other nodes get: it also says how far the primary's disk and a majority's disks are."""
+    return pack((PEER_BEAT, *epoch, last_seq, durable_seq, settled_seq))
+
+
+def decode_peer_beat(frame: bytes) -> tuple[Epoch, int, int, int]:
+    """(epoch, last, durable, settled seq). Raises WireError."""
+    match unpack(frame):
+        case [
+            3,
+            int() as reign,
+            int() as node,
+            int() as start,
+            int() as last,
+            int() as durable,
+            int() as settled,
+        ]:
+            return Epoch(reign, node, start), last, durable, settled
+    raise WireError("expected a beat for other nodes")
+
+
+def encode_marker(epoch: Epoch, last_seq: int) -> bytes:
+    """The answer to the subscription of a private topic: the last entry that was sent on this socket before it."""
+    return pack((MARKER, *epoch, last_seq))
+
+
+def decode_marker(frame: bytes) -> tuple[Epoch, int]:
+    """(epoch, last seq). Raises WireError."""
+    match unpack(frame):
+        case [4, int() as reign, int() as node, int() as start, int() as last]:
+            return Epoch(reign, node, start), last
+    raise WireError("expected a marker")
+
+
+def encode_item(number: int, item: bytes) -> bytes:
+    """The frame that hands an item of the outbox to the storage writer."""
+    return pack((ITEM, number, item))
+
+
+def decode_item(frame: bytes) -> tuple[int, bytes]:
+    """(outbox number, item). Raises WireError."""
+    match unpack(frame):
+        case [5, int() as number, bytes() as item]:
+            return number, item
+    raise WireError("expected an item of the outbox")
+
+
+def is_item(frame: bytes) -> bool:
+    """Whether a frame of the op stream is an item of the outbox; told by its first bytes."""
+    return frame[:2] == _ITEM_BEGINS
 
 
 def decode_head(frame: bytes | memoryview) -> tuple[int, Position, bytes]:
@@ -132,6 +201,9 @@ def record_changes(effects: Sequence[Effect]) -> Iterator[RecordChange]:
             yield RecordChange(effect[1], effect[3], effect[4])
         elif kind == PUT:
             _, database, op_id, version, _, key, value = effect
+            yield RecordChange(database, (key,), (record.live(version, op_id, value),))
+        elif kind == INCREMENTED:
+            _, database, op_id, version, _, key, value, _ = effect
             yield RecordChange(database, (key,), (record.live(version, op_id, value),))
         elif kind == TOMBSTONE:
             _, database, op_id, version, _, key = effect

@@ -28,7 +28,7 @@ from nun.core.data_requests import DataRequests
 from nun.core.keyspace import Table
 from nun.core.metrics import Metrics
 from nun.core.sessions import Session
-from nun.core.state import NodeState, Row
+from nun.core.state import Member, NodeState, Row
 from nun.core.stream import PendingEntry, Stream
 from nun.core.watching import Watches
 from nun.errors import (
@@ -96,6 +96,7 @@ class Settings:
     """What an operator has set, as far as decisions depend on it."""
 
     name: str
+    directory: bytes  # id of the data directory
     admin_user: str
     admin_password: str
     tombstone_retention_s: float
@@ -179,8 +180,11 @@ class NetworkCore:
     def begin(self, unix_ms: int) -> None:
         """Begins the epoch: its first entry carries cluster id and member list."""
         self.unix_ms = unix_ms
-        members = {**self.state.members, self.stream.epoch.node: self.settings.name}
-        self.stream.add((fx.EPOCH, self.cluster_id, members))
+        epoch = self.stream.epoch
+        me = Member(self.settings.name, self.settings.directory, epoch.start)
+        members = {**self.state.members, epoch.node: me}
+        next_number = max(self.state.next_number, epoch.node + 1)
+        self.stream.add((fx.EPOCH, self.cluster_id, members, next_number))
         self.close()
 
     def take_output(self) -> Output:

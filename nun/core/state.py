@@ -12,7 +12,7 @@ I3  `apply` of an entry that is already in changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -57,6 +57,14 @@ class DatabaseInfo:
         return str(self.options.get("strategy", "none"))
 
 
+class Member(NamedTuple):
+    """A node of the cluster as it last joined: its name, its data directory's id, and which start of it that was."""
+
+    name: str
+    directory: bytes
+    start: int
+
+
 def size_of_result(result: Any) -> int:
     """Roughly how many bytes a row's result holds in memory."""
     if isinstance(result, bytes | str):
@@ -73,7 +81,11 @@ class NodeState:
 
     def __init__(self) -> None:
         self.cluster_id = b""
-        self.members: dict[int, str] = {}
+        self.members: dict[int, Member] = {}
+        self.next_number = 1  # no member ever had this number or one above it
+        self.outboxes: dict[
+            int, int
+        ] = {}  # node number -> the last of its proposals that is decided
         self.epochs: list[tuple[Epoch, int]] = []  # (epoch, first seq), oldest first
         self.databases: dict[int, DatabaseInfo] = {}
         self.next_database = 1
@@ -135,7 +147,7 @@ class NodeState:
         if kind == fx.PUTS:
             self._heads = effect[3]
             self._observe(effect[2] + TICK * max(len(self._heads) // 12 - 1, 0))
-        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS):
+        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED):
             self._observe(effect[2])
         elif kind == fx.OUTCOME:
             self._outcome(position, effect)
@@ -145,11 +157,22 @@ class NodeState:
             self.databases.pop(effect[1], None)
         elif kind == fx.EPOCH:
             self.cluster_id = effect[1]
-            self.members = {number: _text(name) for number, name in effect[2].items()}
+            self._take_members(effect[2], effect[3])
             self.epochs.append((position.epoch, position.seq))
             del self.epochs[:-EPOCHS_KEPT_MAX]
         elif kind == fx.FORGET:
             self.forget(effect[1], effect[2])
+        elif kind == fx.MEMBERS:
+            self._take_members(effect[1], effect[2])
+        elif kind == fx.OUTBOX:
+            self.outboxes[effect[1]] = max(effect[2], self.outboxes.get(effect[1], 0))
+
+    def _take_members(self, members: Mapping[int, Sequence[Any]], next_number: int) -> None:
+        self.members = {
+            number: Member(_text(name), directory, start)
+            for number, (name, directory, start) in members.items()
+        }
+        self.next_number = next_number
 
     def _outcome(self, position: Position, effect: fx.Effect) -> None:
         """Remembers what became of a request and drops the rows that its client is done with."""
@@ -218,6 +241,8 @@ class NodeState:
         return [
             self.cluster_id,
             self.members,
+            self.next_number,
+            self.outboxes,
             [[*epoch, seq] for epoch, seq in self.epochs],
             [[info.number, info.name, info.options] for info in self.databases.values()],
             self.next_database,
@@ -243,6 +268,8 @@ class NodeState:
             (
                 state.cluster_id,
                 members,
+                next_number,
+                outboxes,
                 epochs,
                 databases,
                 state.next_database,
@@ -251,7 +278,8 @@ class NodeState:
                 state.highest_op_id,
                 position,
             ) = dumped
-            state.members = {number: _text(name) for number, name in members.items()}
+            state._take_members(members, next_number)
+            state.outboxes = dict(outboxes)
             state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
             for number, name, options in databases:
                 state.take_database([fx.DATABASE, number, name, options])

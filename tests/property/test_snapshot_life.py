@@ -39,7 +39,7 @@ class Life:
         self.next_number = 1
         self.op_id = TICK
         self.open()
-        self.put((fx.EPOCH, b"c" * 16, {1: "n"}))
+        self.put((fx.EPOCH, b"c" * 16, {1: ["n", b"d" * 16, 1]}, 2))
 
     def open(self) -> None:
         self.log = Oplog.open(self.disk, SEGMENT, SEGMENT)

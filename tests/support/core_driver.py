@@ -21,6 +21,7 @@ from tests.support.raw_client import Reply
 
 CLUSTER = b"cluster id 16 by"
 SETTINGS = Settings(
+    directory=b"d" * 16,
     name="node1",
     admin_user="nun",
     admin_password="nun-pwd",

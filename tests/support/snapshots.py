@@ -32,7 +32,7 @@ class Node:
         self.seq = self.log.last.seq if self.log.last else 0
         self.op = (self.seq + 1_000_000) * TICK * 1000 + 1
         if not self.seq:
-            self.put((fx.EPOCH, b"c" * 16, {1: "n"}))
+            self.put((fx.EPOCH, b"c" * 16, {1: ["n", b"d" * 16, 1]}, 2))
 
     def put(self, *effects: Any) -> None:
         self.seq += 1

@@ -11,6 +11,7 @@ from nun import errors, limits, messages
 from nun.client import session, watches
 from nun.core import clock, effects
 
+FRAMES = ("ENTRY", "BEAT", "PEER_BEAT", "MARKER", "ITEM")
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "PROTOCOL.md").read_text()
 MESSAGES = inspect.getsource(messages)
@@ -88,11 +89,11 @@ def test_frames_and_effects_of_the_op_stream() -> None:
     assert documented.pop("ENTRY") == effects.ENTRY
     assert documented.pop("BEAT") == effects.BEAT
     known = {name: value for name, value in constants(effects).items() if value in effects._LENGTHS}
-    known = {name: value for name, value in known.items() if name not in ("ENTRY", "BEAT")}
+    known = {name: value for name, value in known.items() if name not in FRAMES}
     assert documented == {name: known[name] for name in documented}
     assert set(documented.values()) == set(effects._LENGTHS)
     for name, number, rest in rows("## 6.", "## 7."):
-        if name not in ("ENTRY", "BEAT"):
+        if name not in FRAMES:
             fields = re.sub(r"\[[^\[\]]*\]|\{[^{}]*\}", "x", rest.split("`")[1][1:-1])
             assert len(fields.split(", ")) == effects._LENGTHS[number], name
 

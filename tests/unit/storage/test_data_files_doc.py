@@ -24,7 +24,10 @@ def test_reading_by_hand_shows_what_a_snapshot_wrote(tmp_path: Path) -> None:
     disk = RealDisk(tmp_path)
     log = Oplog.open(disk, 1 << 16, 1 << 20)
     entries = [
-        [(fx.EPOCH, b"c" * 16, {1: "node1"}), (fx.DATABASE, 1, "shop", {"strategy": "none"})],
+        [
+            (fx.EPOCH, b"c" * 16, {1: ["node1", b"d" * 16, 1]}, 2),
+            (fx.DATABASE, 1, "shop", {"strategy": "none"}),
+        ],
         [(fx.PUTS, 1, TICK, bytes(24), pack([["name", "color"], ["mary", "blue"]]))],
         [(fx.TOMBSTONE, 1, 9 * TICK, 2, 2 * TICK, b"color")],
     ]

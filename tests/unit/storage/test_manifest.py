@@ -26,7 +26,7 @@ def framed(magic: bytes, body: bytes) -> bytes:
 
 def state() -> NodeState:
     made = NodeState()
-    made.apply(Position(1, 1, 1, 1), [(fx.EPOCH, b"c" * 16, {1: "n"})])
+    made.apply(Position(1, 1, 1, 1), [(fx.EPOCH, b"c" * 16, {1: ["n", b"d" * 16, 1]}, 2)])
     made.apply(Position(1, 1, 1, 2), [(fx.DATABASE, 1, "shöp", {"strategy": "none"})])
     return made
 
