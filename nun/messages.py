@@ -89,7 +89,9 @@ EVENT_NAMES: Final = {1: "set", 2: "removed", 3: "compacted", 4: "current"}
 # op_stream (network XPUB -> writer SUB): frames of nun/core/effects.py.
 # op_acks (network ROUTER <-> writer DEALER), arrays `[kind, ...]`:
 
-RECOVERED: Final = 100  # writer: [100, cluster_id, node_number, start, last position or nil, directory id]
+RECOVERED: Final = (
+    100  # writer: [100, cluster_id, node_number, start, last position or nil, directory id]
+)
 SUBSCRIBED: Final = 101  # network: [101, last seq]        the stream reaches the writer, from the entry after this one
 DURABLE: Final = 102  # writer: [102, reign, node, start, seq]
 GAP: Final = 103  # writer: [103, seq]             wants all entries from here on again
