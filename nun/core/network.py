@@ -27,9 +27,11 @@ from nun.core.clock import Clock, unix_ms_of
 from nun.core.data_requests import DataRequests
 from nun.core.keyspace import Table
 from nun.core.metrics import Metrics
+from nun.core.session_requests import SessionRequests
 from nun.core.sessions import Session
 from nun.core.state import Member, NodeState, Row
 from nun.core.stream import PendingEntry, Stream
+from nun.core.watch_requests import WatchRequests
 from nun.core.watching import Watches
 from nun.errors import (
     AuthError,
@@ -46,12 +48,8 @@ from nun.errors import (
 )
 from nun.limits import (
     BATCH_BYTES_MAX,
-    CLIENT_ID_BYTES_MAX,
     RECEIPT_ABOVE_BYTES,
     REQUEST_ROWS_PER_CLIENT_MAX,
-    SECRET_BYTES_MAX,
-    SESSION_PROBE_S,
-    SESSION_PROBE_WHEN_FULL_S,
 )
 from nun.position import Epoch, Position
 from nun.version import VERSION
@@ -59,7 +57,6 @@ from nun.version import VERSION
 RETRY_AFTER_MS: Final = 50
 TOMBSTONES_DROPPED_MAX: Final = 10_000  # in one tick
 SHOWS_NOTHING: Final = (BadRequest, Overloaded, ReadOnly, SessionUnknown, TooLarge)
-_PROBE: Final = pack((m.PROBE,))
 REQUEST_NAMES: Final = {
     getattr(m, name): name.lower()
     for name in [
@@ -162,16 +159,13 @@ class NetworkCore:
         self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
         self._rights: dict[tuple[int, bytes], Rights] = {}
         self.watches = Watches(self.stream, self.tables, self.send)
+        self.greetings = SessionRequests(self)
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
         self.admin = AdminRequests(self)
-        self._probed_ns = now_ns
         self._handlers: dict[int, tuple[int, Callable[[Session, list[Any]], None]]] = {
-            m.PING: (4, self._ping),
-            m.BYE: (3, self._bye),
-            m.WATCH: (8, self._watch),
-            m.CREDIT: (5, self._credit),
-            m.UNWATCH: (4, self._unwatch),
+            **self.greetings.handlers(),
+            **WatchRequests(self).handlers(),
             **self.data.handlers(),
             **self.batches.handlers(),
             **self.admin.handlers(),
@@ -247,15 +241,14 @@ class NetworkCore:
         """A client's connection cannot be reached any more, or it does not read what it is sent."""
         session = self.sessions.get(peer)
         if session is not None:
-            self._end_session(session, why)
+            self.greetings.end(session, why)
 
     def ticked(self, now_ns: int, unix_ms: int) -> None:
         """Time has passed: probes, retention, eviction. To be called about once a second."""
         self.now_ns = now_ns
         self.unix_ms = unix_ms
         self.settle()
-        if now_ns >= self._probed_ns + SESSION_PROBE_S * 1_000_000_000:
-            self._probe(SESSION_PROBE_S)
+        self.greetings.tick()
         self.watches.tick(now_ns)
         self._drop_old_tombstones()
         self._forget_clients()
@@ -314,7 +307,7 @@ class NetworkCore:
                 raise BadRequest("the number of a request is an integer from 0 to 2**63 - 1")
             number = given
             if kind == m.HELLO:
-                self._hello(peer, message)
+                self.greetings.hello(peer, message)
                 return
             session = self.sessions.get(peer)
             if session is None or session.token != token:
@@ -340,137 +333,6 @@ class NetworkCore:
             if isinstance(error, BadRequest):
                 self.metrics.malformed += 1
             self.refuse(peer, number, error)
-
-    def _hello(self, peer: bytes, message: list[Any]) -> None:
-        self.metrics.requests[m.HELLO] += 1
-        if len(message) != 7:
-            raise BadRequest(f"hello is an array of 7, found {len(message)}")
-        _, protocol, number, client_id, born, user, password = message
-        if protocol != m.PROTOCOL_VERSION:
-            raise BadRequest(
-                f"protocol version {protocol!r} is not spoken here: expected {m.PROTOCOL_VERSION}"
-            )
-        if not isinstance(client_id, bytes) or not 0 < len(client_id) <= CLIENT_ID_BYTES_MAX:
-            raise BadRequest(f"a client id is 1 to {CLIENT_ID_BYTES_MAX} bytes")
-        if born is not None and (type(born) is not int or not 0 <= born < 2**64):
-            raise BadRequest("`born` is nil or what the reply to a hello gave")
-        admin = user is not None and self._is_admin(user, password)
-        previous = self.sessions.get(peer)
-        if previous is not None:
-            self._end_session(previous, "greeted again")
-        elif len(self.sessions) >= self.settings.sessions_max:
-            self._probe(SESSION_PROBE_WHEN_FULL_S)
-            raise Overloaded(
-                f"{len(self.sessions)} sessions are open",
-                limit="sessions_max",
-                retry_after_ms=1_000,
-            )
-        session = Session(peer, self.random(), client_id, self.random())
-        session.admin = admin
-        session.highest_number = 0 if born is None else number
-        session.born = self.stream.clock.reserve(self.unix_ms) if born is None else born
-        session.last_seen_ns = self.now_ns
-        self.sessions[peer] = session
-        client = self.state.clients.get(client_id)
-        next_number = 1
-        if client is not None:
-            next_number = max(client.floor, max(client.rows, default=0) + 1, 1)
-        node = {
-            "node": self.settings.name,
-            "version": VERSION,
-            "cluster_id": self.cluster_id,
-            "role": "primary",
-        }
-        self.reply(session, number, [session.token, session.born, next_number, node])
-
-    def _is_admin(self, user: Any, password: Any) -> bool:
-        for what, given in (("user", user), ("password", password)):
-            if not isinstance(given, bytes) or len(given) > SECRET_BYTES_MAX:
-                raise BadRequest(f"a {what} is a text of at most {SECRET_BYTES_MAX} bytes")
-        name = f"administrator {user[:64].decode('utf-8', 'replace')!r}"
-        self.doorkeeper.admit(name, self.now_ns)
-        same = self.doorkeeper.same
-        good_user = same(user, self.settings.admin_user.encode())
-        good_password = same(password, self.settings.admin_password.encode())
-        if not (good_user and good_password):
-            self.doorkeeper.failed(name, self.now_ns)
-            self.out.notes.append(("administrator_refused", {"user": name}))
-            raise AuthError(f"wrong password, or no such user: {name}")
-        return True
-
-    def _ping(self, session: Session, message: list[Any]) -> None:
-        _, _, number, receipt = message
-        if receipt is not None and (type(receipt) is not int or not session.clear(receipt)):
-            raise BadRequest("this receipt was not given, or was shown before")
-        if number:
-            self.reply(session, number, None)
-
-    def _bye(self, session: Session, message: list[Any]) -> None:
-        if message[2]:
-            self.reply(session, message[2], None)
-        self._end_session(session, "bye")
-
-    def _end_session(self, session: Session, why: str) -> None:
-        for number in session.watches:
-            self.watches.end(number)
-        del self.sessions[session.peer]
-        self.watches.begin_copies()
-        self.out.notes.append(("session_ended", {"why": why, "client": session.client_id.hex()}))
-
-    # Watches
-
-    def _watch(self, session: Session, message: list[Any]) -> None:
-        _, _, number, database, scope, key, since, credit = message
-        _, rights = self.grant(session, database)
-        if scope not in (m.WATCH_KEY, m.WATCH_PREFIX, m.WATCH_ALL) or not isinstance(key, bytes):
-            raise BadRequest("a watch has a scope (1 key, 2 prefix, 3 all) and a key or prefix")
-        if type(credit) is not int or credit <= 0:
-            raise BadRequest("the credit of a watch is a positive number of bytes")
-        if scope == m.WATCH_KEY:
-            rights.check("r", key)
-        for name, count in (
-            ("watches_per_session_max", len(session.watches)),
-            ("watches_max", len(self.watches)),
-        ):
-            if count >= getattr(self.settings, name):
-                raise Overloaded(f"{count} watches are open", limit=name, retry_after_ms=1_000)
-        self.settle()
-        position = self._position(since)
-        watch = self.watches.begin(
-            session.peer, session.token, (database, scope, key, rights), position, credit
-        )
-        session.watches[watch.number] = watch
-        durable = self.stream.durable_seq
-        epoch = self.state.epoch_of(durable) or self.stream.epoch
-        self.reply(session, number, watch.number, position=Position.at(epoch, durable))
-        self.watches.start(watch, position)
-
-    @staticmethod
-    def _position(since: Any) -> Position | None:
-        if since is None:
-            return None
-        match since:
-            case [int(), int(), int(), int()] if all(0 <= part < 2**63 for part in since):
-                return Position(*since)
-        raise BadRequest("a position is [reign, node, start, seq]")
-
-    def _credit(self, session: Session, message: list[Any]) -> None:
-        _, _, _, watch, size = message
-        if type(size) is not int or size <= 0:
-            raise BadRequest("credit is a positive number of bytes")
-        if type(watch) is not int:
-            raise BadRequest("a watch is named by the number that asking for it gave")
-        if watch in session.watches:
-            self.settle()
-            self.watches.credit(watch, size, self.now_ns)
-
-    def _unwatch(self, session: Session, message: list[Any]) -> None:
-        _, _, number, watch = message
-        ended = type(watch) is int and session.watches.pop(watch, None) is not None
-        if ended:
-            self.watches.end(watch)
-            self.watches.begin_copies()
-        self.reply(session, number, ended)
 
     # What requests share
 
@@ -557,15 +419,6 @@ class NetworkCore:
             )
 
     # Housekeeping
-
-    def _probe(self, idle_s: int) -> None:
-        """Sends something to sessions that have been idle so long, once in that time: those that are gone show."""
-        if self.now_ns < self._probed_ns + idle_s * 1_000_000_000:
-            return
-        self._probed_ns = self.now_ns
-        for session in self.sessions.values():
-            if session.last_seen_ns < self.now_ns - idle_s * 1_000_000_000:
-                self.send(session.peer, _PROBE)
 
     def close(self) -> None:
         """Ends the turn's entry: what was decided is to be published."""

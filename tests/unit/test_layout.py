@@ -16,9 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nun", "storage", "actors")
 LINES_MAX = 600
 # A ratchet: files that may be longer, and how long. Lower a bound when a file shrinks; add none without a reason.
-LONGER: dict[str, int] = {
-    "nun/core/network.py": 640,
-}
+LONGER: dict[str, int] = {}
 FUNCTION_LINES_MAX = 70
 LONGER_FUNCTIONS: dict[str, int] = {}
 
