@@ -27,7 +27,6 @@ from nun.core import effects as fx
 from nun.core.network import NetworkCore, Output, Settings
 from nun.errors import Compacted, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX
-from nun.position import Epoch
 from storage.disk import RealDisk
 from storage.oplog import LogReader
 from storage.recovery import load
@@ -84,7 +83,6 @@ class Network:
             self.child.fail(str(error), 3)
             return
         state = loaded.state
-        reign = state.epochs[-1][0].reign if state.epochs else 1
         limits = self.config.limits
         settings = Settings(
             name=self.config.node.name,
@@ -99,10 +97,12 @@ class Network:
             pending_bytes_max=limits.pending_bytes_max,
             request_rows_bytes_max=limits.request_rows_bytes_max,
             databases_max=limits.databases_max,
+            address=self.config.network.listen,
         )
         self.core = NetworkCore(
             settings,
-            Epoch(reign, node, start),
+            node,
+            start,
             cluster_id,
             state,
             loaded.tables,

@@ -14,6 +14,9 @@
         ReadOnly              the node takes no writes now (its disk is full)
         NotANumber            increment of a value that is no 64-bit integer, or beyond its range
         NodeFault             the node failed in a way of its own; its log says how
+        LevelNotReached       the write is done; the ack level that was asked for was not reached in time
+        NoPrimary             this node knows no primary that it can reach
+        NotServing            this node cannot serve at present; another one may
       UnknownOutcome          the write may or may not have happened; `.retry()` asks again as the same request
       ConnectionLost          no node could be reached in time; nothing was sent
       BatchError              some operations of a batch failed; `.results` holds each one's result or error
@@ -164,6 +167,27 @@ class BatchRefused(RequestError):
     """An atomic batch that was refused whole. Fields: `results`. The client library raises BatchError."""
 
     code = 14
+
+
+class LevelNotReached(RequestError):
+    """The write is done, and not yet as far as was asked. Fields: `level`, `reached` (replicas), `result`.
+
+    Of a read: what was asked for is not here yet. The client library raises UnknownOutcome for a write.
+    """
+
+    code = 15
+
+
+class NoPrimary(RequestError):
+    """This node knows no primary that it can reach. Fields: `retry_after_ms`."""
+
+    code = 16
+
+
+class NotServing(RequestError):
+    """This node cannot serve at present; another one may. Fields: `retry_after_ms`."""
+
+    code = 17
 
 
 class UnknownOutcome(NunError):

@@ -57,6 +57,10 @@ SECRET_FAILURES_WINDOW_S: Final = 30
 # How long.
 SESSION_PROBE_S: Final = 10  # an idle session is probed this often; one that is gone ends
 SESSION_PROBE_WHEN_FULL_S: Final = 1  # the same, once a new one was refused for want of room
+PATIENCE_MS_MAX: Final = 3_600_000  # how long a request may ask to wait for other nodes
+NO_PRIMARY_PATIENCE_MS: Final = 2_000  # a node without a primary keeps a new request so long
+FORWARDED_AGAIN_MS: Final = 1_000  # a proposal that is not answered is made again so often
+FORWARDED_KEPT_S: Final = 60  # and forgotten after this; its client has given up before
 REQUEST_TIMEOUT_S: Final = 10.0  # the client's default
 
 # One turn of a process's loop.

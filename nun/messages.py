@@ -5,7 +5,10 @@ HELLO itself: the protocol version); `number` is the client's own count, contigu
 id it is the request id. A reply is `[status, number, result, position, op_id]` with status 0, or the code of an error
 with result `[message, fields]`. Position is `[reign, node, start, seq]` or nil.
 
-Every write carries `floor`: the client has the answers of all its requests below it.
+Every write carries `floor`: the client has the answers of all its requests below it. In its place may stand
+`[floor, level, patience]`: the write is answered once that ack level is reached, or with LevelNotReached after so many
+milliseconds. GET and GET_MANY may have one more element, `view`: `[position or nil, majority, patience]`: they are
+answered once this node shows that position, and once what is shown is settled on a majority.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ DROP_USER: Final = 25  # [25, token, number, floor, database name, user]
 SET_PERMISSIONS: Final = 26  # [26, token, number, floor, database name, user, text]
 SNAPSHOT: Final = 27  # [27, token, number, names or nil, reclaim]
 STATUS: Final = 28  # [28, token, number]
+PROMOTE: Final = 30  # [30, token, number, name, force]
+CLUSTER: Final = 31  # [31, token, number]
 
 # A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
 ON_VERSION: Final = (
@@ -56,6 +61,12 @@ IF_VERSION: Final = (
     3  # accepted when number = current version; VersionConflict under every strategy
 )
 PLAIN: Final = 0  # always; only to carry `refuse`
+
+# Ack levels; a number from 1 counts replicas beside the primary.
+ACK_PRIMARY: Final = 0  # decided, and durable at the primary
+ACK_LOCAL: Final = -1  # durable where it was taken, and proposed later
+ACK_MAJORITY: Final = -2  # durable at a majority of the members, the primary included
+ACK_ALL: Final = -3  # durable at all members
 
 # Scope of a watch.
 WATCH_KEY: Final = 1

@@ -23,7 +23,9 @@ from nun.core.access import (
     USER_PREFIX,
     normalise_permissions,
 )
+from nun.core.housekeeping import describe
 from nun.core.keyspace import Table
+from nun.core.levels import Level
 from nun.core.record import ABSENT
 from nun.core.state import DatabaseInfo
 from nun.errors import (
@@ -31,6 +33,7 @@ from nun.errors import (
     BadRequest,
     DatabaseExists,
     NodeFault,
+    NoPrimary,
     NoSuchDatabase,
     Overloaded,
     PermissionDenied,
@@ -62,6 +65,8 @@ class _Waiting:
     peer: bytes
     token: int
     number: int
+    decides: bool  # what comes of it is decided here: a write
+    level: Level | None
     go_on: Callable[[Session, str | None], None]
 
 
@@ -180,7 +185,7 @@ class AdminRequests:
         waits_for = self._stream.newest()
         self._core.reply(session, number, [info.number, info.options], waits_for=waits_for)
 
-    def _revoke(self, database: int, user: bytes | None = None) -> None:
+    def revoke(self, database: int, user: bytes | None = None) -> None:
         """Takes the selection of a database from sessions: of this user, or all."""
         for session in self._core.sessions.values():
             granted = session.grants.get(database)
@@ -238,7 +243,7 @@ class AdminRequests:
             self._stream.add((fx.DATABASE, info.number, info.name, {**info.options, **checked}))
             if text is not None:
                 self._put(info.number, TOKEN_KEY, text.encode())
-                self._revoke(info.number, EVERYONE)
+                self.revoke(info.number, EVERYONE)
             self._done(session, number, floor, info.number)
 
         if secret is None:
@@ -255,13 +260,20 @@ class AdminRequests:
         info = self._database(name)
         core = self._core
         core.settle()
+        self.database_dropped(info.number)
         self._stream.add((fx.DROP_DATABASE, info.number))
-        del core.tables[info.number]
-        for watch in core.watches.end_database(info.number, info.name):
+        self._done(session, number, floor, info.number)
+
+    def database_dropped(self, number: int) -> None:
+        """Forgets the records of a database and whoever looks at them; the state has it still."""
+        core = self._core
+        info = core.state.databases.get(number)
+        if info is None or core.tables.pop(number, None) is None:
+            return
+        for watch in core.watches.end_database(number, info.name):
             for other in core.sessions.values():
                 other.watches.pop(watch.number, None)
-        self._revoke(info.number)
-        self._done(session, number, floor, info.number)
+        self.revoke(number)
 
     def databases(self, session: Session, message: list[Any]) -> None:
         self._admin(session)
@@ -290,7 +302,7 @@ class AdminRequests:
                 return
             assert text is not None
             self._put(info.number, USER_PREFIX + user, text.encode())
-            self._revoke(info.number, user)
+            self.revoke(info.number, user)
             self._done(session, number, floor, info.number)
 
         self._secret(session, number, ("hash", secret, b""), hashed)
@@ -308,7 +320,7 @@ class AdminRequests:
             raise BadRequest(f"there is no user {user.decode()!r} in database {info.name!r}")
         self._remove(info.number, PERMISSION_PREFIX + user)
         self._core.refresh_rights(info.number, user)
-        self._revoke(info.number, user)
+        self.revoke(info.number, user)
         self._done(session, number, floor, info.number)
 
     def set_permissions(self, session: Session, message: list[Any]) -> None:
@@ -373,7 +385,7 @@ class AdminRequests:
         asked = self._asked.pop(ticket, None)
         session = self._session(asked)
         if asked is not None and session is not None:
-            told = {**self._core.describe(), "storage": storage, "processes": processes}
+            told = {**describe(self._core), "storage": storage, "processes": processes}
             self._core.reply(session, asked.number, told)
 
     def overdue(self, now_ns: int) -> list[int]:
@@ -392,11 +404,14 @@ class AdminRequests:
         core.now_ns = now_ns
         core.unix_ms = unix_ms
         waiting = self._waiting.pop(ticket, None)
-        session = core.sessions.get(waiting.peer) if waiting is not None else None
+        session = core.session_at(waiting.peer) if waiting is not None else None
         if waiting is None or session is None or session.token != waiting.token:
             return
         core.settle()
+        core.level = waiting.level
         try:
+            if waiting.decides and not core.decides:
+                raise NoPrimary("this node is no longer the primary", retry_after_ms=50)
             waiting.go_on(session, text)
         except RequestError as error:
             core.refuse(session.peer, waiting.number, error)
@@ -423,7 +438,9 @@ class AdminRequests:
                 retry_after_ms=1_000,
             )
         self._tickets += 1
-        self._waiting[self._tickets] = _Waiting(session.peer, session.token, number, go_on)
+        self._waiting[self._tickets] = _Waiting(
+            session.peer, session.token, number, work[0] == "hash", self._core.level, go_on
+        )
         self._core.out.secrets.append((self._tickets, *work))
 
     # Shared
@@ -440,7 +457,7 @@ class AdminRequests:
         return info
 
     def _session(self, asked: _Asked | None) -> Session | None:
-        session = self._core.sessions.get(asked.peer) if asked is not None else None
+        session = self._core.session_at(asked.peer) if asked is not None else None
         return session if session is not None and asked and session.token == asked.token else None
 
     def _repeated(self, session: Session, number: int, floor: Any) -> bool:

@@ -116,7 +116,7 @@ class BatchRequests:
             self._decide_batch(session, (number, floor, database, False), kinds, keys, values, None)
             return
         stream = self._stream
-        first = stream.clock.reserve(core.unix_ms, len(keys)) if keys else 0
+        first = core.stamp(session, len(keys)) if keys else 0
         entry = stream.add((fx.PUTS, database, first, heads, payload))
         core.outcome(session, number, floor, 0, first, True)
         new: list[bytes] = []
@@ -204,7 +204,7 @@ class BatchRequests:
         number, floor, database, atomic = head
         core = self._core
         stream = self._stream
-        first = stream.clock.reserve(core.unix_ms, len(keys) or 1)
+        first = core.stamp(session, len(keys) or 1)
         decided = _Decided(core.tables[database], first)
         decided.run(kinds, keys, arguments, conditions)
         waits_for = stream.waits_for(database, keys) if m.GET in kinds else None

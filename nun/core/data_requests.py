@@ -160,7 +160,7 @@ class DataRequests:
         if kind == m.REMOVE and (old is ABSENT or old[3] >= 0x80):
             version, op_id = version - 1, 0  # nothing was there: nothing changes
         else:
-            op_id = stream.clock.reserve(core.unix_ms)
+            op_id = core.stamp(session)
             replaced = record.op_id_of(old)
             if kind == m.REMOVE:
                 new = record.tombstone(version, op_id)

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
+
+from nun import messages
+
+REQUEST_NAMES: Final = {
+    getattr(messages, name): name.lower()
+    for name in (
+        "HELLO", "PING", "USE", "GET", "GET_MANY", "SET", "REMOVE", "INCREMENT", "SET_MANY", "BATCH", "KEYS",
+        "WATCH", "CREDIT", "UNWATCH", "BYE", "CREATE_DATABASE", "ALTER_DATABASE", "DROP_DATABASE",
+        "DATABASES", "CREATE_USER", "DROP_USER", "SET_PERMISSIONS", "SNAPSHOT", "STATUS", "PROMOTE",
+        "CLUSTER",
+    )
+}  # fmt: skip
 
 
 class Histogram:

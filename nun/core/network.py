@@ -23,20 +23,29 @@ from nun.core import effects as fx
 from nun.core.access import PERMISSION_PREFIX, Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
 from nun.core.batch_requests import BatchRequests
-from nun.core.clock import Clock, unix_ms_of
+from nun.core.clock import TICK, Clock
+from nun.core.cluster_requests import ClusterRequests
 from nun.core.data_requests import DataRequests
+from nun.core.forwarding import Forwarding, Proposals
+from nun.core.housekeeping import Housekeeping
 from nun.core.keyspace import Table
-from nun.core.metrics import Metrics
+from nun.core.levels import Level, Levels
+from nun.core.metrics import REQUEST_NAMES, Metrics
+from nun.core.replica import Adopter
+from nun.core.roles import Roles
 from nun.core.session_requests import SessionRequests
 from nun.core.sessions import Session
-from nun.core.state import Member, NodeState, Row
+from nun.core.state import NodeState, Row
 from nun.core.stream import PendingEntry, Stream
+from nun.core.views import Views, level_of
 from nun.core.watch_requests import WatchRequests
 from nun.core.watching import Watches
 from nun.errors import (
     AuthError,
     BadRequest,
+    NoPrimary,
     NoSuchDatabase,
+    NotServing,
     OutcomeExpired,
     Overloaded,
     ReadOnly,
@@ -50,42 +59,33 @@ from nun.limits import (
     BATCH_BYTES_MAX,
     RECEIPT_ABOVE_BYTES,
     REQUEST_ROWS_PER_CLIENT_MAX,
+    REQUEST_TIMEOUT_S,
 )
-from nun.position import Epoch, Position
-from nun.version import VERSION
+from nun.peer_messages import ROLE_PRIMARY
+from nun.position import Position
 
 RETRY_AFTER_MS: Final = 50
-TOMBSTONES_DROPPED_MAX: Final = 10_000  # in one tick
-SHOWS_NOTHING: Final = (BadRequest, Overloaded, ReadOnly, SessionUnknown, TooLarge)
-REQUEST_NAMES: Final = {
-    getattr(m, name): name.lower()
-    for name in [
-        "HELLO",
-        "PING",
-        "USE",
-        "GET",
-        "GET_MANY",
-        "SET",
-        "REMOVE",
-        "INCREMENT",
-        "SET_MANY",
-        "BATCH",
-        "KEYS",
-        "WATCH",
-        "CREDIT",
-        "UNWATCH",
-        "BYE",
-        "CREATE_DATABASE",
-        "ALTER_DATABASE",
-        "DROP_DATABASE",
-        "DATABASES",
-        "CREATE_USER",
-        "DROP_USER",
-        "SET_PERMISSIONS",
-        "SNAPSHOT",
-        "STATUS",
-    ]
+
+_PATIENCE_NS: Final = int(REQUEST_TIMEOUT_S * 1e9)
+VIEWED: Final = (m.GET, m.GET_MANY)
+WRITES_TO_KEYS: Final = frozenset({m.SET, m.REMOVE, m.INCREMENT, m.SET_MANY, m.BATCH})
+WRITES: Final = WRITES_TO_KEYS | {
+    m.CREATE_DATABASE,
+    m.ALTER_DATABASE,
+    m.DROP_DATABASE,
+    m.CREATE_USER,
+    m.DROP_USER,
+    m.SET_PERMISSIONS,
 }
+SHOWS_NOTHING: Final = (
+    BadRequest,
+    NoPrimary,
+    NotServing,
+    Overloaded,
+    ReadOnly,
+    SessionUnknown,
+    TooLarge,
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ class Settings:
     pending_bytes_max: int
     request_rows_bytes_max: int
     databases_max: int
+    clustered: bool = False  # whether there is a replicator
+    address: str = ""  # where clients reach this node
+    ack: int = m.ACK_PRIMARY  # the ack level of writes that name none
+    min_replicas: int = 0  # fewer live ones than these: no writes
+    max_clock_offset_ms: int = 500
 
 
 @dataclass(slots=True)
@@ -113,7 +118,8 @@ class Output:
     publish: bytes | None = None
     sends: list[tuple[bytes, bytes]] = field(default_factory=list)  # (routing id, frame)
     to_writer: list[tuple[Any, ...]] = field(default_factory=list)
-    log_reads: list[tuple[int, int]] = field(default_factory=list)  # (watch, first seq)
+    to_replicator: list[tuple[Any, ...]] = field(default_factory=list)
+    log_reads: list[tuple[int, int]] = field(default_factory=list)  # (watch or 0, first seq)
     secrets: list[tuple[int, str, bytes, bytes]] = field(
         default_factory=list
     )  # (ticket, "hash" or "check", given, stored)
@@ -125,7 +131,8 @@ class NetworkCore:
 
     Args:
         settings: from the configuration.
-        epoch: the epoch that begins with this process.
+        number: of this node in its cluster.
+        start: which start of this data directory this is.
         cluster_id: of the data directory.
         state: as recovered.
         tables: the records of each database, as recovered.
@@ -136,7 +143,8 @@ class NetworkCore:
     def __init__(
         self,
         settings: Settings,
-        epoch: Epoch,
+        number: int,
+        start: int,
         cluster_id: bytes,
         state: NodeState,
         tables: dict[int, dict[bytes, bytes]],
@@ -146,7 +154,11 @@ class NetworkCore:
         self.settings = settings
         self.state = state
         self.cluster_id = cluster_id
-        self.stream = Stream(state, epoch, Clock(epoch.node, state.highest_op_id))
+        self.number = number
+        self.start = start
+        self.stream = Stream(state, Clock(number, state.highest_op_id))
+        self.local_durable = self.stream.last_seq
+        self.level: Level | None = None  # of the request that is being handled
         self.tables = {number: Table(tables.get(number)) for number in state.databases}
         self.random = random
         self.now_ns = self.started_ns = now_ns
@@ -159,6 +171,14 @@ class NetworkCore:
         self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
         self._rights: dict[tuple[int, bytes], Rights] = {}
         self.watches = Watches(self.stream, self.tables, self.send)
+        self.levels = Levels(self.send)
+        self.roles = Roles(self)
+        self.adopter = Adopter(self)
+        self.forwarding = Forwarding(self)
+        self.proposals = Proposals(self)
+        self.views = Views(self)
+        self.cluster = ClusterRequests(self)
+        self.housekeeping = Housekeeping(self)
         self.greetings = SessionRequests(self)
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
@@ -169,22 +189,33 @@ class NetworkCore:
             **self.data.handlers(),
             **self.batches.handlers(),
             **self.admin.handlers(),
+            **self.cluster.handlers(),
         }
 
+    @property
+    def decides(self) -> bool:
+        """Whether this node is the primary."""
+        return self.roles.role == ROLE_PRIMARY
+
+    def session_at(self, peer: bytes) -> Session | None:
+        """The session of a connection, or the one that stands for a proposal."""
+        return self.sessions.get(peer) or self.proposals.sessions.get(peer)
+
     def begin(self, unix_ms: int) -> None:
-        """Begins the epoch: its first entry carries cluster id and member list."""
+        """Begins an epoch, on a node that has no replicator to ask."""
+        assert not self.settings.clustered
         self.unix_ms = unix_ms
-        epoch = self.stream.epoch
-        me = Member(self.settings.name, self.settings.directory, epoch.start)
-        members = {**self.state.members, epoch.node: me}
-        next_number = max(self.state.next_number, epoch.node + 1)
-        self.stream.add((fx.EPOCH, self.cluster_id, members, next_number))
-        self.close()
+        self.roles.be_primary(self.state.epochs[-1][0].reign if self.state.epochs else 1)
 
     def take_output(self) -> Output:
         """What has to be done now. The caller performs it, then calls `settle`."""
-        self.out.log_reads, self.watches.reads = self.watches.reads, []
-        out, self.out = self.out, Output()
+        out = self.out
+        out.sends = self.proposals.split(out.sends)
+        out.log_reads, self.watches.reads = self.watches.reads, []
+        missing = self.adopter.missing()
+        if missing:
+            out.log_reads.append((0, missing))
+        self.out = Output()
         return out
 
     def settle(self) -> None:
@@ -206,18 +237,49 @@ class NetworkCore:
         self.close()
 
     def made_durable(self, seq: int, now_ns: int) -> None:
-        """Everything up to this entry is durable here: its replies and events may go."""
+        """Everything up to this entry is durable here."""
         self.now_ns = now_ns
-        released = self.stream.release(seq)
+        self.local_durable = max(seq, self.local_durable)
+        if not self.settings.clustered:
+            self.levels.settled = self.local_durable
+        self.release()
+        self.roles.check_stepped_down()
+
+    def release(self) -> None:
+        """Lets replies and events go that depend on what is durable: here, and on a replica at the primary too."""
+        durable = self.local_durable
+        if not self.decides:
+            durable = min(durable, self.roles.primary_durable)
+        released = self.stream.release(durable)
         if not released:
             return
         sends = self.out.sends
         for entry in released:
             sends += entry.replies
+            for level, peer, frame in entry.leveled:
+                self.levels.wait(entry.seq, level, peer, frame)
+            self.out.to_replicator += entry.to_replicator
             for kind, started_ns, count in entry.timed:
-                self.metrics.latency[kind].observe(now_ns - started_ns, count)
+                self.metrics.latency[kind].observe(self.now_ns - started_ns, count)
         self.settle()
         self.watches.feed(released)
+        if self.settings.clustered:
+            self.forwarding.shown(durable)
+            self.views.shown(durable)
+
+    def entries_received(self, frames: Sequence[bytes], now_ns: int, unix_ms: int) -> None:
+        """Entries and beats that the replicator has handed on from the primary."""
+        self.now_ns = now_ns
+        self.unix_ms = unix_ms
+        if not self.decides and self.adopter.take(frames):
+            self.release()
+
+    def replicator_says(self, message: Sequence[Any], now_ns: int, unix_ms: int) -> None:
+        """A message of nun/peer_messages.py."""
+        self.now_ns = now_ns
+        self.unix_ms = unix_ms
+        self.settle()
+        self.roles.hear(message)
 
     def entries_wanted(self, seq: int) -> None:
         """The storage writer missed entries from this one on."""
@@ -225,9 +287,13 @@ class NetworkCore:
         self.out.notes.append(("entries_sent_again", {"from_seq": seq}))
 
     def log_read(self, watch: int, frames: Sequence[bytes] | None) -> None:
-        """The log was read for a watch; None: it no longer reaches back so far."""
+        """The log was read for a watch, or (0) for this node itself; None: it no longer reaches back so far."""
         self.settle()
-        if frames is None:
+        if not watch:
+            self.adopter.reading = False
+            if not self.decides and self.adopter.take(frames or ()):
+                self.release()
+        elif frames is None:
             self.watches.compacted(watch)
         else:
             self.watches.log_read(watch, frames)
@@ -250,9 +316,17 @@ class NetworkCore:
         self.settle()
         self.greetings.tick()
         self.watches.tick(now_ns)
-        self._drop_old_tombstones()
-        self._forget_clients()
-        self.close()
+        self.cluster.tick()
+        if self.decides:
+            self.housekeeping.tick()
+            self.close()
+
+    def beat(self, now_ns: int) -> None:
+        """A tenth of a second has passed: deadlines of what waits for other nodes."""
+        self.now_ns = now_ns
+        self.levels.tick(now_ns)
+        self.views.tick()
+        self.forwarding.tick()
 
     # Replies
 
@@ -272,13 +346,33 @@ class NetworkCore:
     ) -> None:
         """Answers a request, at once or when the entry that the answer depends on is durable."""
         frame = pack((status, number, result, position, op_id))
-        if len(frame) > RECEIPT_ABOVE_BYTES:
+        if len(frame) > RECEIPT_ABOVE_BYTES and not session.virtual:
             receipt = session.owe(len(frame))
             frame = enclosed(frame, m.RECEIPT, receipt)
-        if waits_for is None:
+        level = self.level
+        if level is not None and level.level != m.ACK_PRIMARY and not status:
+            self._reply_at(level, session.peer, frame, position, waits_for)
+        elif waits_for is None:
             self.out.sends.append((session.peer, frame))
         else:
             waits_for.replies.append((session.peer, frame))
+
+    def _reply_at(
+        self,
+        level: Level,
+        peer: bytes,
+        frame: bytes,
+        position: Position | None,
+        waits_for: PendingEntry | None,
+    ) -> None:
+        """Answers once an ack level is reached: of a write for its entry, of a read for all that is shown."""
+        if waits_for is None and position is None:
+            waits_for = self.stream.newest()
+        if waits_for is not None:
+            waits_for.leveled.append((level, peer, frame))
+        else:
+            seq = self.stream.last_seq if position is None else position.seq
+            self.levels.wait(seq, level, peer, frame)
 
     def refuse(self, peer: bytes, number: int, error: RequestError) -> None:
         """Answers with an error; one that may show what was decided waits until all of that is durable."""
@@ -313,26 +407,60 @@ class NetworkCore:
             if session is None or session.token != token:
                 raise SessionUnknown("this connection has no session of that token: greet first")
             session.last_seen_ns = self.now_ns
-            found = self._handlers.get(kind) if type(kind) is int else None
-            if found is None:
-                raise BadRequest(f"unknown kind of request: {kind!r}")
-            length, handler = found
-            if len(message) != length:
-                raise BadRequest(
-                    f"{REQUEST_NAMES[kind]} is an array of {length}, found {len(message)}"
-                )
             if session.unread_bytes > self.settings.unread_bytes_max and kind != m.PING:
                 raise Overloaded(
                     f"{session.unread_bytes} bytes of replies are unread: read them first",
                     limit="unread_bytes_max",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
+            self.level = None
+        except RequestError as error:
+            self._refused(peer, number, error)
+        else:
+            self.handle(session, message)
+
+    def _refused(self, peer: bytes, number: int, error: RequestError) -> None:
+        if isinstance(error, BadRequest):
+            self.metrics.malformed += 1
+        self.refuse(peer, number, error)
+
+    def handle(self, session: Session, message: list[Any]) -> None:
+        """Does what a request asks for, or refuses it. Its ack level, when it came apart from it, is in `level`."""
+        kind = message[0]
+        try:
+            found = self._handlers.get(kind) if type(kind) is int else None
+            if found is None:
+                raise BadRequest(f"unknown kind of request: {kind!r}")
+            length, handler = found
+            if len(message) != length:
+                if kind in VIEWED and len(message) == length + 1:
+                    self.views.read(session, message)
+                    return
+                raise BadRequest(
+                    f"{REQUEST_NAMES[kind]} is an array of {length}, found {len(message)}"
+                )
+            if kind in WRITES:
+                if type(message[3]) is list:
+                    message[3], level, deadline_ns = level_of(message[3], self.now_ns)
+                    self.level = Level(
+                        self.levels.check(level, len(self.state.members)), deadline_ns
+                    )
+                if not self.decides:
+                    self._forward(session, message)
+                    return
             self.metrics.requests[kind] += 1
             handler(session, message)
         except RequestError as error:
-            if isinstance(error, BadRequest):
-                self.metrics.malformed += 1
-            self.refuse(peer, number, error)
+            self._refused(session.peer, message[2], error)
+
+    def _forward(self, session: Session, message: list[Any]) -> None:
+        """Hands a write to the primary. Who asks is known here; whether that may be done is judged there."""
+        user: bytes | None = None
+        if message[0] in WRITES_TO_KEYS:
+            self.grant(session, message[4])
+            user = session.grants[message[4]][0]
+        self.metrics.requests[message[0]] += 1
+        self.forwarding.forward(session, message, user)
 
     # What requests share
 
@@ -370,6 +498,14 @@ class NetworkCore:
                     limit="REQUEST_ROWS_PER_CLIENT_MAX",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
+        if self.level is None and self.settings.ack != m.ACK_PRIMARY:
+            self.level = Level(self.settings.ack, self.now_ns + _PATIENCE_NS)
+        if self.levels.live < self.settings.min_replicas:
+            raise Overloaded(
+                f"{self.levels.live} replicas follow: expected at least {self.settings.min_replicas}",
+                limit="min_replicas",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
         if self.disk_full is not None:
             raise ReadOnly(f"no writes at present: {self.disk_full}", reason="disk full")
         pending = self.stream.pending_bytes + self.turn_bytes
@@ -390,6 +526,15 @@ class NetworkCore:
         return self.stream.add(
             (fx.OUTCOME, session.client_id, number, floor, status, op_id, result)
         )
+
+    def stamp(self, session: Session, count: int = 1) -> int:
+        """Issues `count` op ids for a request, or takes those that it was stamped with where it was taken."""
+        first = session.stamp
+        if not first:
+            return self.stream.clock.reserve(self.unix_ms, count)
+        session.stamp = 0
+        self.stream.clock.observe(first + (count - 1) * TICK)
+        return first
 
     def rights_of(self, database: int, user: bytes, admin: bool) -> Rights:
         """The rights of a user in a database: one object each, so that a change reaches every session."""
@@ -426,62 +571,3 @@ class NetworkCore:
         if frame is not None:
             assert self.out.publish is None, "one entry a turn"
             self.out.publish = frame
-
-    def _drop_old_tombstones(self) -> None:
-        oldest_ms = self.unix_ms - self.settings.tombstone_retention_s * 1_000
-        left = TOMBSTONES_DROPPED_MAX
-        for number, table in self.tables.items():
-            old: list[bytes] = []
-            for key, op_id in table.tombstones.items():
-                if unix_ms_of(op_id) >= oldest_ms or len(old) >= left:
-                    break
-                old.append(key)
-            if old:
-                left -= len(old)
-                entry = self.stream.add((fx.DROP, number, old))
-                entry.changes.append(fx.RecordChange(number, old, (None,) * len(old)))
-                for key in old:
-                    table.replace(key, None)
-
-    def _forget_clients(self) -> None:
-        bound = self.settings.request_rows_bytes_max
-        if self.state.rows_bytes > bound:
-            ids, horizon = self.state.least_recent_clients(self.state.rows_bytes - bound * 3 // 4)
-            self.stream.add((fx.FORGET, ids, horizon))
-            self.out.notes.append(("request_rows_forgotten", {"clients": len(ids)}))
-
-    # For operators
-
-    def describe(self) -> dict[str, Any]:
-        """What `status` tells of this core."""
-        return {
-            "node": self.settings.name,
-            "version": VERSION,
-            "role": "primary",
-            "cluster_id": self.cluster_id.hex(),
-            "uptime_s": round((self.now_ns - self.started_ns) / 1e9, 3),
-            "epoch": str(self.stream.epoch),
-            "position": str(Position.at(self.stream.epoch, self.stream.last_seq)),
-            "durable": self.stream.durable_seq,
-            "pending": {
-                "entries": len(self.stream.pending),
-                "bytes": self.stream.pending_bytes,
-            },
-            "databases": {
-                info.name: {
-                    "number": number,
-                    "strategy": info.strategy,
-                    "keys": self.tables[number].live,
-                    "tombstones": len(self.tables[number].tombstones),
-                    "bytes": self.tables[number].bytes,
-                }
-                for number, info in self.state.databases.items()
-            },
-            "sessions": len(self.sessions),
-            "watches": len(self.watches),
-            "clients_remembered": len(self.state.clients),
-            "request_rows_bytes": self.state.rows_bytes,
-            "read_only": self.disk_full,
-            "events_sent": self.watches.sent_events,
-            **self.metrics.describe(REQUEST_NAMES),
-        }

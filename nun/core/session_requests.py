@@ -78,7 +78,9 @@ class SessionRequests:
             "node": self._core.settings.name,
             "version": VERSION,
             "cluster_id": self._core.cluster_id,
-            "role": "primary",
+            "role": self._core.roles.name,
+            "primary": self._core.roles.primary,
+            "primary_address": self._core.roles.primary_address,
         }
         self._core.reply(session, number, [session.token, session.born, next_number, node])
 

@@ -34,8 +34,10 @@ class Session:
         "highest_number",
         "last_seen_ns",
         "peer",
+        "stamp",
         "token",
         "unread_bytes",
+        "virtual",
         "watches",
     )
 
@@ -51,6 +53,8 @@ class Session:
         self.grants: dict[int, tuple[bytes, Rights]] = {}  # database -> (user, rights)
         self.watches: dict[int, Any] = {}
         self.unread_bytes = 0
+        self.virtual = False  # it stands for a proposal of another node
+        self.stamp = 0  # the first op id of that proposal
         self._receipts: deque[tuple[int, int]] = deque()  # (receipt, bytes)
 
     def owe(self, size: int) -> int:

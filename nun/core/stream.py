@@ -1,4 +1,4 @@
-"""The primary's end of the op stream: entries are opened, filled, closed, kept until durable, and released.
+"""The op stream in the network process: entries are made here or adopted from the primary, kept, and released.
 
 One turn of the loop makes at most one entry. Replies wait in it as data: whatever shows or depends on an entry is
 attached to it and goes out when the entry is durable, so the order is right by construction (P3).
@@ -15,6 +15,7 @@ from typing import Any
 
 from nun.core import effects as fx
 from nun.core.clock import Clock
+from nun.core.levels import Level
 from nun.core.state import NodeState
 from nun.position import Epoch, Position
 
@@ -24,7 +25,18 @@ Reply = tuple[bytes, bytes]  # (routing id, frame)
 class PendingEntry:
     """An entry that is open, or closed and not yet durable."""
 
-    __slots__ = ("_keys", "changes", "effects", "frame", "position", "replies", "seq", "timed")
+    __slots__ = (
+        "_keys",
+        "changes",
+        "effects",
+        "frame",
+        "leveled",
+        "position",
+        "replies",
+        "seq",
+        "timed",
+        "to_replicator",
+    )
 
     def __init__(self, position: Position) -> None:
         self.position = position
@@ -32,6 +44,8 @@ class PendingEntry:
         self.effects: list[fx.Effect] = []
         self.changes: list[fx.RecordChange] = []
         self.replies: list[Reply] = []
+        self.leveled: list[tuple[Level, bytes, bytes]] = []  # replies that need more than durable
+        self.to_replicator: list[tuple[Any, ...]] = []
         self.timed: list[tuple[str, int, int]] = []  # (kind, started ns, how many) for the metrics
         self.frame = b""
         self._keys: dict[int, tuple[int, set[bytes]]] = {}
@@ -51,17 +65,20 @@ class PendingEntry:
 
 
 class Stream:
-    """The entries of one epoch of a primary.
+    """The newest entries of this node's history.
 
     Args:
         state: the node's state; effects are taken into it as they are decided.
-        epoch: the epoch that begins now.
         clock: stamps op ids.
+
+    Attributes:
+        epoch: of the newest entry, or of the one that begins.
+        durable_seq: everything up to here is released.
     """
 
-    def __init__(self, state: NodeState, epoch: Epoch, clock: Clock) -> None:
+    def __init__(self, state: NodeState, clock: Clock) -> None:
         self.state = state
-        self.epoch = epoch
+        self.epoch = state.epochs[-1][0] if state.epochs else Epoch(0, 0, 0)
         self.clock = clock
         self.last_seq = state.position.seq if state.position is not None else 0
         self.durable_seq = self.last_seq
@@ -74,6 +91,18 @@ class Stream:
         if self.open is None:
             self.open = PendingEntry(Position.at(self.epoch, self.last_seq + 1))
         return self.open
+
+    def adopt(self, position: Position, frame: bytes) -> PendingEntry:
+        """Takes in an entry that was decided elsewhere; its effects are the caller's to apply."""
+        assert self.open is None
+        assert position.seq == self.last_seq + 1
+        entry = PendingEntry(position)
+        entry.frame = frame
+        self.epoch = position.epoch
+        self.last_seq = position.seq
+        self.pending.append(entry)
+        self.pending_bytes += len(frame)
+        return entry
 
     def add(self, effect: fx.Effect) -> PendingEntry:
         """Decides one effect that touches no record: it joins the open entry and is in the state at once."""

@@ -21,6 +21,7 @@ I4  Watches of the same scope, key and rights share one encoding of each event: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from nun.codec import pack
@@ -208,6 +209,10 @@ def event_of(key: bytes, packed: bytes, seq: int) -> Event:
     return [EVENT_REMOVED, key, None, version & ~record.SPECIAL, op_id, seq]
 
 
+def _epoch_of(entry: PendingEntry) -> Epoch:
+    return entry.position.epoch
+
+
 def bodies(epoch: Epoch, events: Sequence[Event], skip: int = 0) -> Iterator[Body]:
     """Cuts events (of one epoch, in order) into messages; `skip` of the first entry's were sent before."""
     start = size = 0
@@ -316,16 +321,17 @@ class Watches:
             return
         for groups in list(self._groups.values()):
             for group in groups.concerned(released):
-                events: list[Event] = []
-                for entry in released:
-                    events += group.events(entry.seq, entry.changes)
-                if events:
-                    self._deliver(group, events)
+                for epoch, entries in groupby(released, key=_epoch_of):
+                    events: list[Event] = []
+                    for entry in entries:
+                        events += group.events(entry.seq, entry.changes)
+                    if events:
+                        self._deliver(group, epoch, events)
         for watch in list(self._copying.values()):
             self._copy_on(watch)
 
-    def _deliver(self, group: Group, events: list[Event]) -> None:
-        for body in bodies(self._stream.epoch, events):
+    def _deliver(self, group: Group, epoch: Epoch, events: list[Event]) -> None:
+        for body in bodies(epoch, events):
             for watch in list(group.members):
                 if watch.credit > 0:
                     self._send_body(watch, body.data)

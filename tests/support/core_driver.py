@@ -16,7 +16,6 @@ from nun.core import effects as fx
 from nun.core.network import NetworkCore, Settings
 from nun.core.state import NodeState
 from nun.limits import MIB
-from nun.position import Epoch
 from tests.support.raw_client import Reply
 
 CLUSTER = b"cluster id 16 by"
@@ -92,7 +91,8 @@ class CoreDriver:
         state, tables = replay(self.frames)
         self.core = NetworkCore(
             self.settings,
-            Epoch(1, 1, self.start),
+            1,
+            self.start,
             CLUSTER,
             state,
             tables,

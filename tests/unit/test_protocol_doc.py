@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "PROTOCOL.md").read_text()
 MESSAGES = inspect.getsource(messages)
 EFFECTS = inspect.getsource(effects)
-_ROW = re.compile(r"^ *\| (\d+) \| (\w+) \| (.*)", re.MULTILINE)
+_ROW = re.compile(r"^ *\| (-?\d+) \| (\w+) \| (.*)", re.MULTILINE)
 _LAYOUT = re.compile(r"\[\d+(?:, .*?)?\](?=\s{2,}|$)", re.MULTILINE)
 
 

@@ -1,0 +1,178 @@
+"""What part this node plays, as the network process sees it: who decides, and what the cluster is.
+
+The replicator decides about roles; here they take effect.
+
+    waiting --- be_primary ---> primary --- be_replica ---> replica (or waiting, while nobody is to be followed)
+       |                           ^                          |   ^
+       +-------- be_replica -------|--------------------------+---+
+                                   +---- be_primary ----------+
+
+A node without a replicator becomes primary as soon as it is loaded.
+
+I1  Entries are decided only while the role is primary, in an epoch above every epoch of this node's history (P5).
+I2  A node that was told to step down says so once all that it decided is durable here, and decides nothing after.
+I3  A directory that is new, wiped or set back gets a number that no member ever had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nun import peer_messages as pm
+from nun.core import effects as fx
+from nun.core.state import Member
+from nun.position import Epoch
+
+if TYPE_CHECKING:
+    from nun.core.network import NetworkCore
+
+
+class Roles:
+    """The role of this node.
+
+    Attributes:
+        role: one of peer_messages.ROLE_*.
+        primary, primary_address: the primary's name, and where clients reach it; None while none can be reached.
+        primary_durable: how far the primary's disk is, on a replica.
+    """
+
+    def __init__(self, core: NetworkCore) -> None:
+        self._core = core
+        self.role = pm.ROLE_WAITING
+        self.primary: str | None = None
+        self.primary_address: str | None = None
+        self.primary_durable = core.stream.last_seq
+        self._stepping_down = False
+
+    @property
+    def name(self) -> str:
+        return pm.ROLE_NAMES[self.role]
+
+    def be_primary(self, reign: int) -> None:
+        """Begins an epoch: its first entry carries cluster id and member list."""
+        core = self._core
+        state = core.state
+        epoch = Epoch(reign, core.number, core.start)
+        assert not state.epochs or epoch > state.epochs[-1][0], f"{epoch} is not new"
+        core.settle()
+        self.role = pm.ROLE_PRIMARY
+        self.primary = core.settings.name
+        self.primary_address = core.settings.address
+        self._stepping_down = False
+        core.stream.epoch = epoch
+        members = {**state.members, core.number: self._me()}
+        next_number = max(state.next_number, core.number + 1)
+        core.stream.add((fx.EPOCH, core.cluster_id, members, next_number))
+        core.out.notes.append(("primary", {"epoch": str(epoch), "position": core.stream.last_seq}))
+        core.close()
+        self.tell_state()
+
+    def _me(self) -> Member:
+        return Member(self._core.settings.name, self._core.settings.directory, self._core.start)
+
+    def be_replica(self, epoch: Epoch | None) -> None:
+        """Decides nothing more. Entries of this epoch will come; None: nobody is to be followed yet."""
+        core = self._core
+        assert core.stream.open is None
+        if self.role == pm.ROLE_PRIMARY:
+            self._stepping_down = True
+            self.primary_durable = core.local_durable
+            self.primary = self.primary_address = None
+            core.out.notes.append(("stepped_down", {"position": core.stream.last_seq}))
+        self.role = pm.ROLE_WAITING if epoch is None else pm.ROLE_REPLICA
+        if epoch is not None:
+            core.adopter.fence = max(core.adopter.fence, epoch)
+        self.tell_state()
+        self.check_stepped_down()
+
+    def check_stepped_down(self) -> None:
+        """Says that all is durable that was decided here, once it is."""
+        core = self._core
+        if self._stepping_down and core.local_durable >= core.stream.last_seq:
+            self._stepping_down = False
+            core.out.to_replicator.append((pm.STEPPED_DOWN, core.state.position))
+
+    def primary_is(self, name: str | None, address: str | None) -> None:
+        """Which primary can be reached now."""
+        if self.role != pm.ROLE_PRIMARY:
+            self.primary, self.primary_address = name, address
+
+    def tell_state(self) -> None:
+        """Tells the replicator what this node is."""
+        core = self._core
+        state = core.state
+        epoch = core.stream.epoch if self.role == pm.ROLE_PRIMARY or state.epochs else None
+        history = [[*began, first] for began, first in state.epochs]
+        core.out.to_replicator.append(
+            (
+                pm.NODE_STATE,
+                core.cluster_id,
+                core.number,
+                core.start,
+                self.role,
+                epoch,
+                state.position,
+                history,
+                state.members,
+            )
+        )
+
+    def admit(self, name: str, directory: bytes, start: int) -> None:
+        """Makes a node a member, or takes note of its new start; the answer goes when that is durable."""
+        core = self._core
+        if self.role != pm.ROLE_PRIMARY:
+            return
+        members = dict(core.state.members)
+        next_number = core.state.next_number
+        known = {member.name: number for number, member in members.items()}.get(name)
+        member = Member(name, directory, start)
+        if known is None or members[known].directory != directory or start < members[known].start:
+            if known is not None:
+                del members[known]
+            known, next_number = next_number, next_number + 1
+        answer = (pm.ADMITTED, name, directory, known)
+        if members.get(known) == member:
+            waits_for = core.stream.newest()
+            (core.out if waits_for is None else waits_for).to_replicator.append(answer)
+            return
+        members[known] = member
+        entry = core.stream.add((fx.MEMBERS, members, next_number))
+        entry.to_replicator.append(answer)
+        core.out.notes.append(("member", {"name": name, "number": known, "start": start}))
+        core.close()
+        self.tell_state()
+
+    def hear(self, message: Sequence[Any]) -> None:
+        """One message of the replicator about roles, positions or members."""
+        core = self._core
+        match message:
+            case [pm.REPLICATOR_UP]:
+                self.tell_state()
+            case [pm.BE_PRIMARY, int() as reign]:
+                self.be_primary(reign)
+                open = core.forwarding.take_open()
+                core.proposals.take([(core.number, ticket, body) for ticket, body in open])
+            case [pm.BE_REPLICA, epoch]:
+                self.be_replica(None if epoch is None else Epoch(*epoch))
+            case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:
+                self.primary_durable = max(self.primary_durable, durable)
+                core.levels.acked(settled, (), 0)
+                core.release()
+            case [pm.ACKED, int() as settled, list() as replicas, int() as live]:
+                core.levels.acked(settled, replicas, live)
+            case [pm.PRIMARY_IS, name, address]:
+                self.primary_is(_text(name), _text(address))
+                core.forwarding.primary_changed()
+            case [pm.PROPOSALS, list() as proposals]:
+                core.proposals.take(proposals)
+            case [pm.PROPOSED, list() as replies]:
+                core.forwarding.answered([(ticket, frame) for ticket, frame in replies])
+            case [pm.ADMIT, bytes() as name, bytes() as directory, int() as start, _]:
+                self.admit(name.decode(), directory, start)
+            case [pm.CLUSTER_IS | pm.PROMOTED, *_]:
+                core.cluster.answered(message)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
