@@ -29,7 +29,7 @@ from nun.codec import enclosed, pack, unpack
 from nun.core.clock import unix_ms_of
 from nun.core.levels import Level
 from nun.core.sessions import Session
-from nun.errors import BadRequest, NoPrimary, Overloaded, WireError, to_wire
+from nun.errors import BadRequest, NoPrimary, Overloaded, WireError
 from nun.limits import (
     FORWARDED_AGAIN_MS,
     FORWARDED_KEPT_S,
@@ -218,7 +218,8 @@ class Proposals:
         try:
             session, message, level = self._session(peer, body)
         except (WireError, ValueError, TypeError):
-            self._answer(peer, BadRequest("a proposal is an array of eight"))
+            self.sessions[peer] = Session(peer, 0, b"", 0)
+            core.refuse(peer, 0, BadRequest("a proposal is an array of eight"))
             return
         self.sessions[peer] = session
         if not core.decides:
@@ -238,9 +239,6 @@ class Proposals:
         else:
             core.level = level
             core.handle(session, message)
-
-    def _answer(self, peer: bytes, error: BadRequest) -> None:
-        self._core.send(peer, pack((error.code, 0, to_wire(error)[1], None, 0)))
 
     def _session(self, peer: bytes, body: bytes) -> tuple[Session, list[Any], Level | None]:
         core = self._core

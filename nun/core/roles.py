@@ -50,7 +50,10 @@ class Roles:
         return pm.ROLE_NAMES[self.role]
 
     def be_primary(self, reign: int) -> None:
-        """Begins an epoch: its first entry carries cluster id and member list."""
+        """Begins an epoch: its first entry carries cluster id and member list.
+
+        What this node had handed to another primary, and has no answer for, is decided in it too.
+        """
         core = self._core
         state = core.state
         epoch = Epoch(reign, core.number, core.start)
@@ -65,7 +68,8 @@ class Roles:
         next_number = max(state.next_number, core.number + 1)
         core.stream.add((fx.EPOCH, core.cluster_id, members, next_number))
         core.out.notes.append(("primary", {"epoch": str(epoch), "position": core.stream.last_seq}))
-        core.close()
+        open = core.forwarding.take_open()
+        core.proposals.take([(core.number, ticket, body) for ticket, body in open])
         self.tell_state()
 
     def _me(self) -> Member:
@@ -151,8 +155,6 @@ class Roles:
                 self.tell_state()
             case [pm.BE_PRIMARY, int() as reign]:
                 self.be_primary(reign)
-                open = core.forwarding.take_open()
-                core.proposals.take([(core.number, ticket, body) for ticket, body in open])
             case [pm.BE_REPLICA, epoch]:
                 self.be_replica(None if epoch is None else Epoch(*epoch))
             case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:
