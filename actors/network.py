@@ -2,8 +2,11 @@
 
 It moves messages and time; what they mean is decided by nun/core/network.py. Its life:
 
-    wait for RECOVERED  ->  load files and log  ->  see the writer's subscription  ->  publish the epoch's first entry
-    ->  durable: bind the client socket, ready  ->  serve  ->  STOP: answer what is pending, snapshot, exit 0
+    wait for RECOVERED  ->  load files and log  ->  see the writer's subscription  ->  a role: on its own at once the
+    primary's, in a cluster what the replicator says  ->  the epoch's first entry is durable, or a primary is followed:
+    bind the client socket, ready  ->  serve  ->  STOP: answer what is pending, snapshot, exit 0
+
+A node of a cluster that finds no primary for a while serves what it has: reads, and NoPrimary to writes.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from storage.recovery import load
 
 BEAT_S: Final = 0.1
 TICK_S: Final = 1.0
+ALONE_S: Final = 3.0  # a node of a cluster waits so long for a primary before it serves without one
 _SECRET_THREADS: Final = 1
 _FINAL_SNAPSHOT: Final = 0  # the ticket of the snapshot that is taken at a clean stop
 
@@ -60,6 +64,8 @@ class Network:
         self.core: NetworkCore | None = None
         self.reader = LogReader(RealDisk(self.config.node.data_dir))
         self.secrets = ThreadPoolExecutor(_SECRET_THREADS, thread_name_prefix="scrypt")
+        self.clustered = bool(self.config.replication.listen)
+        self.replica_stream: Any = None
         self.subscribed = False
         self.begun = False
         self.serving = False
@@ -67,6 +73,9 @@ class Network:
         self.finishing = False
         self.loop.on_readable(self.acks, self.acks_readable)
         self.loop.on_readable(self.stream, self.subscriptions_readable)
+        if self.clustered:
+            self.replica_stream = sockets.replica_stream_subscriber(child.context, child.run_dir)
+            self.loop.on_readable(self.replica_stream, self.replica_stream_readable)
         self.loop.every(BEAT_S, self.beat)
         self.loop.every(TICK_S, self.tick)
         child.on_stop(self.stop)
@@ -97,7 +106,11 @@ class Network:
             pending_bytes_max=limits.pending_bytes_max,
             request_rows_bytes_max=limits.request_rows_bytes_max,
             databases_max=limits.databases_max,
+            clustered=self.clustered,
             address=self.config.network.listen,
+            ack=level_named(self.config.replication.ack),
+            min_replicas=self.config.replication.min_replicas,
+            max_clock_offset_ms=self.config.replication.max_clock_offset_ms,
         )
         self.core = NetworkCore(
             settings,
@@ -136,11 +149,26 @@ class Network:
             return
         self.begun = True
         self.to_writer((m.SUBSCRIBED, self.core.stream.last_seq))
-        self.core.begin(_unix_ms())
+        if self.clustered:
+            self.core.roles.tell_state()
+            self.loop.after(ALONE_S, self.serve)
+        else:
+            self.core.begin(_unix_ms())
         self.perform(self.core.take_output())
 
+    def may_serve(self) -> bool:
+        """Whether clients may come in: the epoch's first entry is durable, or a primary is followed."""
+        core = self.core
+        if core is None or self.serving or not core.state.epochs:
+            return False
+        if core.decides:
+            return core.local_durable >= core.state.epochs[-1][1]
+        return core.roles.primary is not None and core.roles.following
+
     def serve(self) -> None:
-        """The epoch's first entry is durable: let clients in."""
+        """Lets clients in."""
+        if self.serving or self.stopping:
+            return
         self.serving = True
         network, security = self.config.network, self.config.security
         try:
@@ -154,7 +182,9 @@ class Network:
             return
         self.loop.on_readable(self.clients, self.clients_readable)
         assert self.core is not None
-        self.child.ready(address=network.listen, epoch=str(self.core.stream.epoch))
+        self.child.ready(
+            address=network.listen, epoch=str(self.core.stream.epoch), role=self.core.roles.name
+        )
 
     # Turns
 
@@ -187,7 +217,7 @@ class Network:
         return True
 
     def acks_readable(self) -> bool:
-        """What the storage writer says; of many DURABLE only the last counts."""
+        """What storage writer and replicator say; of many DURABLE only the last counts."""
         durable = 0
         while (received := sockets.receive_request(self.acks)) is not None:
             peer, body = received
@@ -196,15 +226,40 @@ class Network:
             message = unpack(body)
             if message[0] == m.DURABLE:
                 durable = message[4]
+            elif peer == sockets.REPLICATOR_ID:
+                self.replicator_says(message)
             else:
                 self.writer_says(peer, message)
         if durable and self.core is not None:
             self.core.made_durable(durable, time.monotonic_ns())
             self.perform(self.core.take_output())
-            if not self.serving:
-                self.serve()
-            elif self.stopping:
+            if self.stopping:
                 self.finish()
+        if self.may_serve():
+            self.serve()
+        return True
+
+    def replicator_says(self, message: list[Any]) -> None:
+        """Roles, acks, proposals; until there is state to speak of, the replicator asks again."""
+        if self.core is not None and self.begun:
+            self.core.replicator_says(message, time.monotonic_ns(), _unix_ms())
+            self.perform(self.core.take_output())
+
+    def replica_stream_readable(self) -> bool:
+        """One turn: drain what the primary has decided, and adopt it."""
+        frames: list[bytes] = []
+        size = 0
+        socket, receive = self.replica_stream, sockets.receive_frame
+        while len(frames) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
+            frame = receive(socket)
+            if frame is None:
+                break
+            frames.append(frame)
+            size += len(frame)
+        if not frames or self.core is None or not self.begun:
+            return bool(frames)
+        self.core.entries_received(frames, time.monotonic_ns(), _unix_ms())
+        self.perform(self.core.take_output())
         return True
 
     def writer_says(self, peer: bytes, message: list[Any]) -> None:
@@ -242,6 +297,8 @@ class Network:
                 self.send_all(out.sends)
             for message in out.to_writer:
                 self.to_writer(message)
+            for message in out.to_replicator:
+                sockets.send_reply(self.acks, sockets.REPLICATOR_ID, pack(message))
             for event, fields in out.notes:
                 self.log.info(event, **fields)
             for ticket, work, given, stored in out.secrets:
@@ -265,11 +322,12 @@ class Network:
                 self.core.peer_gone(peer, sent.name.lower())
 
     def read_log(self, watch: int, from_seq: int) -> None:
-        """Reads the log for a watch that is behind."""
+        """Reads the log for a watch that is behind; for watch 0, what this node itself has missed."""
         core = self.core
         assert core is not None
+        last = core.stream.durable_seq if watch else core.local_durable
         try:
-            frames = self.reader.read(from_seq, LOG_READ_BYTES_MAX, core.stream.durable_seq)
+            frames = self.reader.read(from_seq, LOG_READ_BYTES_MAX, last)
         except Compacted:
             core.log_read(watch, None)
         else:
@@ -296,10 +354,15 @@ class Network:
     # Time
 
     def beat(self) -> None:
-        """Says which entry was the last, so that a lost tail shows."""
-        if self.core is not None and self.begun:
-            stream = self.core.stream
-            sockets.send_frame(self.stream, fx.encode_beat(stream.epoch, stream.last_seq))
+        """Says which entry was the last that was decided here, so that a lost tail shows."""
+        core = self.core
+        if core is None or not self.begun:
+            return
+        if core.decides or core.roles.stepping_down:
+            sockets.send_frame(self.stream, fx.encode_beat(core.stream.epoch, core.stream.last_seq))
+        if self.clustered:
+            core.beat(time.monotonic_ns())
+            self.perform(core.take_output())
 
     def tick(self) -> None:
         core = self.core
@@ -327,9 +390,21 @@ class Network:
         core = self.core
         if core is None or not self.serving:
             self.loop.stop()
-        elif not core.stream.pending and not self.finishing:
+        elif not self.finishing and not (core.decides and core.stream.pending):
             self.finishing = True
             self.to_writer((m.TAKE_SNAPSHOT, _FINAL_SNAPSHOT, None, False))
+
+
+def level_named(name: str | int) -> int:
+    """The ack level that a configuration names."""
+    if isinstance(name, int):
+        return name
+    return {
+        "primary": m.ACK_PRIMARY,
+        "local": m.ACK_LOCAL,
+        "majority": m.ACK_MAJORITY,
+        "all": m.ACK_ALL,
+    }[name]
 
 
 def _text(value: Any) -> Any:

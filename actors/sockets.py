@@ -36,6 +36,7 @@ from zmq.backend import Socket as _Raw
 from nun.limits import MESSAGE_BYTES_MAX, OP_STREAM_MESSAGES_MAX, UNREAD_MESSAGES_MAX
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
+REPLICATOR_ID: Final = b"replicator"
 _LINGER_MS: Final = 500
 _HEARTBEAT_MS: Final = 5_000
 _HEARTBEAT_PATIENCE_MS: Final = 3 * _HEARTBEAT_MS
@@ -95,6 +96,15 @@ def op_stream_subscriber(context: Context, run_dir: Path) -> Socket:
     )  # all it could hold back is its subscription, for a publisher that is gone
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.connect(_ipc(run_dir, "op-stream"))
+    return socket
+
+
+def replica_stream_subscriber(context: Context, run_dir: Path) -> Socket:
+    """A SUB on everything that this node's replicator hands on from the primary."""
+    socket = _made(context, zmq.SUB, {zmq.RCVHWM: OP_STREAM_MESSAGES_MAX})
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(_ipc(run_dir, "replica-stream"))
     return socket
 
 

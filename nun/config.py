@@ -71,6 +71,22 @@ class StorageConfig:
 
 
 @dataclass(frozen=True)
+class ReplicationConfig:
+    """Which other nodes there are, and how far a write goes before it is answered."""
+
+    coordinator: Literal["static"] = "static"
+    listen: str = ""  # empty: this node is on its own
+    publish: str = ""
+    primary: str = ""
+    peers: dict[str, str] = field(default_factory=dict)
+    ack: Literal["primary", "local", "majority", "all"] | Annotated[int, Ge(1), Le(1_022)] = (
+        "primary"
+    )
+    min_replicas: Annotated[int, Ge(0), Le(1_022)] = 0
+    max_clock_offset_ms: Annotated[int, Ge(1), Le(3_600_000)] = 500
+
+
+@dataclass(frozen=True)
 class SecurityConfig:
     """Who may administer it, and the keys that encrypt the client socket."""
 
@@ -109,6 +125,7 @@ class Config:
     node: NodeConfig = field(default_factory=NodeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    replication: ReplicationConfig = field(default_factory=ReplicationConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -118,6 +135,7 @@ _TABLES: Final[dict[str, Any]] = {
     "node": NodeConfig,
     "network": NetworkConfig,
     "storage": StorageConfig,
+    "replication": ReplicationConfig,
     "security": SecurityConfig,
     "limits": LimitsConfig,
     "log": LogConfig,

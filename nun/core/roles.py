@@ -35,6 +35,8 @@ class Roles:
         role: one of peer_messages.ROLE_*.
         primary, primary_address: the primary's name, and where clients reach it; None while none can be reached.
         primary_durable: how far the primary's disk is, on a replica.
+        stepping_down: whether what was decided here is still to become durable before others may decide.
+        following: whether a primary's position has come since this process began.
     """
 
     def __init__(self, core: NetworkCore) -> None:
@@ -43,7 +45,8 @@ class Roles:
         self.primary: str | None = None
         self.primary_address: str | None = None
         self.primary_durable = core.stream.last_seq
-        self._stepping_down = False
+        self.stepping_down = False
+        self.following = False  # the primary's position has come since this process began
 
     @property
     def name(self) -> str:
@@ -62,7 +65,7 @@ class Roles:
         self.role = pm.ROLE_PRIMARY
         self.primary = core.settings.name
         self.primary_address = core.settings.address
-        self._stepping_down = False
+        self.stepping_down = False
         core.stream.epoch = epoch
         members = {**state.members, core.number: self._me()}
         next_number = max(state.next_number, core.number + 1)
@@ -80,7 +83,7 @@ class Roles:
         core = self._core
         assert core.stream.open is None
         if self.role == pm.ROLE_PRIMARY:
-            self._stepping_down = True
+            self.stepping_down = True
             self.primary_durable = core.local_durable
             self.primary = self.primary_address = None
             core.out.notes.append(("stepped_down", {"position": core.stream.last_seq}))
@@ -93,8 +96,8 @@ class Roles:
     def check_stepped_down(self) -> None:
         """Says that all is durable that was decided here, once it is."""
         core = self._core
-        if self._stepping_down and core.local_durable >= core.stream.last_seq:
-            self._stepping_down = False
+        if self.stepping_down and core.local_durable >= core.stream.last_seq:
+            self.stepping_down = False
             core.out.to_replicator.append((pm.STEPPED_DOWN, core.state.position))
 
     def primary_is(self, name: str | None, address: str | None) -> None:
@@ -158,6 +161,7 @@ class Roles:
             case [pm.BE_REPLICA, epoch]:
                 self.be_replica(None if epoch is None else Epoch(*epoch))
             case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:
+                self.following = True
                 self.primary_durable = max(self.primary_durable, durable)
                 core.levels.acked(settled, (), 0)
                 core.release()
