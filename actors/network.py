@@ -22,6 +22,7 @@ import zmq
 
 from actors import sockets
 from actors.child import Child, run_child
+from actors.floods import FloodGuard
 from actors.processes import describe_processes
 from actors.secrets import check_secret, hash_secret
 from nun import messages as m
@@ -29,12 +30,13 @@ from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.network import NetworkCore, Output, Settings
 from nun.errors import Compacted, StorageError
-from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX
+from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
 from storage.disk import RealDisk
 from storage.oplog import LogReader
 from storage.recovery import load
 
 BEAT_S: Final = 0.1
+WATCHED_BEAT_S: Final = 0.02  # while somebody is suspected of a flood
 TICK_S: Final = 1.0
 ALONE_S: Final = 3.0  # a node of a cluster waits so long for a primary before it serves without one
 _SECRET_THREADS: Final = 1
@@ -60,6 +62,7 @@ class Network:
         self.stream = sockets.op_stream_publisher(child.context, child.run_dir)
         self.acks = sockets.op_acks_router(child.context, child.run_dir)
         self.clients: Any = None
+        self.floods: FloodGuard | None = None
         self.writer_id: bytes | None = None
         self.core: NetworkCore | None = None
         self.reader = LogReader(RealDisk(self.config.node.data_dir))
@@ -180,6 +183,7 @@ class Network:
         except zmq.ZMQError as error:
             self.child.fail(f"cannot listen on {network.listen}: {error.strerror}", 3)
             return
+        self.floods = FloodGuard(sockets.port_of(self.clients))
         self.loop.on_readable(self.clients, self.clients_readable)
         assert self.core is not None
         self.child.ready(
@@ -190,13 +194,15 @@ class Network:
 
     def clients_readable(self) -> bool:
         """One turn: drain what clients sent, decide, publish, answer, settle."""
-        core = self.core
+        core, floods = self.core, self.floods
         assert core is not None
+        assert floods is not None
         began = time.monotonic_ns()
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         socket = self.clients
-        receive = sockets.receive_request
+        receive = self.receive_watched if floods.watching else sockets.receive_request
+        received: tuple[bytes, bytes | None] | None = None
         while len(batch) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
             received = receive(socket)
             if received is None:
@@ -207,6 +213,7 @@ class Network:
                 continue
             batch.append((peer, body))
             size += len(body)
+        floods.turn_ended(len(batch), emptied=received is None)
         if not batch:
             return False
         core.requests_received(batch, began, _unix_ms())
@@ -215,6 +222,15 @@ class Network:
         if out.publish is None:
             core.metrics.latency["read"].observe(time.monotonic_ns() - began, len(batch))
         return True
+
+    def receive_watched(self, socket: sockets.Socket) -> tuple[bytes, bytes | None] | None:
+        """A request, while somebody is suspected of a message without end."""
+        received = sockets.receive_request_from(socket)
+        if received is None:
+            return None
+        assert self.floods is not None
+        self.floods.told(received[2])
+        return received[:2]
 
     def acks_readable(self) -> bool:
         """What storage writer and replicator say; of many DURABLE only the last counts."""
@@ -363,6 +379,28 @@ class Network:
         if self.clustered:
             core.beat(time.monotonic_ns())
             self.perform(core.take_output())
+        if self.floods is not None and not self.floods.watching:
+            self.look_for_floods()
+
+    def look_for_floods(self) -> None:
+        """Ends connections that send a message without end."""
+        floods, core = self.floods, self.core
+        if floods is None or core is None or self.stopping:
+            return
+        began_ns = time.monotonic_ns()
+        for cut in floods.look(began_ns):
+            core.metrics.floods += 1
+            self.log.warning(
+                "flood_cut",
+                peer=cut.address,
+                bytes=cut.unfinished_bytes,
+                reason=f"no end of a message within {UNFINISHED_BYTES_MAX} bytes",
+            )
+        floods.rest(began_ns, time.monotonic_ns())
+        if floods.judging:
+            self.clients_readable()
+        if floods.watching:
+            self.loop.after(WATCHED_BEAT_S, self.look_for_floods)
 
     def tick(self) -> None:
         core = self.core

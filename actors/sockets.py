@@ -7,8 +7,8 @@
 
 *Client requests.* `MANDATORY`: a reply that cannot go is noticed. No `HANDOVER`: nobody takes the routing id of a
 living peer. `SNDHWM`, `RCVHWM`: messages that one client may leave unread. `MAXMSGSIZE`: a larger frame ends the
-link. `HEARTBEAT_*`: half-open links end. CURVE when there is a key; then who does not know the node's public key
-gets no word.
+link (a message of many frames is bounded by actors/floods.py). `HEARTBEAT_*`: half-open links end. CURVE when there
+is a key; then who does not know the node's public key gets no word.
 
 *Op stream.* `XPUB_VERBOSE`: every subscription is seen, which proves that its subscriber is there. What waits for a
 writer that stands still is bounded in bytes, by the network process (PENDING_BYTES_MAX). Its beats are not, so
@@ -145,6 +145,13 @@ def _bound(socket: Socket, address: str) -> Socket:
     return socket
 
 
+def port_of(socket: Socket) -> int:
+    """The TCP port that a socket is bound to."""
+    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+
+
 def _ipc(run_dir: Path, name: str) -> str:
     return f"ipc://{run_dir / name}"
 
@@ -179,6 +186,23 @@ def receive_request(socket: Socket) -> tuple[bytes, bytes | None] | None:
         _drop_rest(socket)
         return peer, None
     return peer, frame.bytes
+
+
+def receive_request_from(socket: Socket) -> tuple[bytes, bytes | None, int] | None:
+    """As receive_request, and the file descriptor of the connection, -1 when ZeroMQ does not tell."""
+    try:
+        peer = _recv(socket, _NOW)
+    except zmq.Again:
+        return None
+    frame = _recv(socket, 0, False)
+    try:
+        descriptor = frame.get(zmq.SRCFD)
+    except zmq.ZMQError:  # a peer that speaks ZMTP 2 or older
+        descriptor = -1
+    if frame.more:
+        _drop_rest(socket)
+        return peer, None, descriptor
+    return peer, frame.bytes, descriptor
 
 
 def receive_frame(socket: Socket) -> bytes | None:

@@ -24,6 +24,10 @@ CLIENT_ID_BYTES_MAX: Final = 64
 KEYS_PAGE_MAX: Final = 10_000  # keys in one answer to `keys`
 KEYS_SCAN_MAX: Final = 200_000  # keys looked at for one answer to `keys`
 
+UNFINISHED_BYTES_MAX: Final = (
+    MESSAGE_BYTES_MAX + 16 * MIB
+)  # received on one connection without the end of a message; more ends the link
+
 # What a node holds.
 DATABASES_MAX: Final = 1_000
 VERSION_MAX: Final = 2**31 - 1

@@ -62,11 +62,13 @@ class Metrics:
         self.errors: Counter[str] = Counter()
         self.latency: dict[str, Histogram] = {"read": Histogram(), "write": Histogram()}
         self.malformed = 0
+        self.floods = 0  # connections that were ended for a message without end
 
     def describe(self, names: dict[int, str]) -> dict[str, Any]:
         return {
             "requests": {names.get(kind, str(kind)): n for kind, n in self.requests.items()},
             "errors": dict(self.errors),
             "malformed": self.malformed,
+            "floods": self.floods,
             "latency": {name: histogram.describe() for name, histogram in self.latency.items()},
         }
