@@ -200,11 +200,11 @@ class Network:
         began = time.monotonic_ns()
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        socket = self.clients
+        socket, origins = self.clients, core.origins
         receive = self.receive_watched if floods.watching else sockets.receive_request
         received: tuple[bytes, bytes | None] | None = None
         while len(batch) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
-            received = receive(socket)
+            received = receive(socket, origins)
             if received is None:
                 break
             peer, body = received
@@ -223,9 +223,11 @@ class Network:
             core.metrics.latency["read"].observe(time.monotonic_ns() - began, len(batch))
         return True
 
-    def receive_watched(self, socket: sockets.Socket) -> tuple[bytes, bytes | None] | None:
+    def receive_watched(
+        self, socket: sockets.Socket, origins: dict[bytes, str]
+    ) -> tuple[bytes, bytes | None] | None:
         """A request, while somebody is suspected of a message without end."""
-        received = sockets.receive_request_from(socket)
+        received = sockets.receive_request_from(socket, origins)
         if received is None:
             return None
         assert self.floods is not None

@@ -34,6 +34,7 @@ import zmq
 from zmq.backend import Socket as _Raw
 
 from nun.limits import MESSAGE_BYTES_MAX, OP_STREAM_MESSAGES_MAX, UNREAD_MESSAGES_MAX
+from nun.messages import HELLO_BEGINS
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
 REPLICATOR_ID: Final = b"replicator"
@@ -171,11 +172,14 @@ def _dealer(context: Context, run_dir: Path, name: str, routing_id: bytes) -> So
 # Frames. Nothing here waits. An empty queue costs a zmq.Again (3 us): once a drain, so callers drain.
 
 
-def receive_request(socket: Socket) -> tuple[bytes, bytes | None] | None:
+def receive_request(
+    socket: Socket, origins: dict[bytes, str] | None = None
+) -> tuple[bytes, bytes | None] | None:
     """The next (routing id, body) of a ROUTER; None when none waits.
 
     The body is None when the message did not have exactly two frames; what else it had is dropped. `.more` is always
-    looked at: reading two frames blindly would let a peer send its third as another's routing id.
+    looked at: reading two frames blindly would let a peer send its third as another's routing id. In `origins` goes
+    the address that a HELLO came from: it costs what several other steps cost together, and is of interest only then.
     """
     try:
         peer = _recv(socket, _NOW)
@@ -185,24 +189,37 @@ def receive_request(socket: Socket) -> tuple[bytes, bytes | None] | None:
     if frame.more:
         _drop_rest(socket)
         return peer, None
-    return peer, frame.bytes
+    body = frame.bytes
+    if body[:2] == HELLO_BEGINS and origins is not None:
+        origins[peer] = _property(frame, "Peer-Address", "")
+    return peer, body
 
 
-def receive_request_from(socket: Socket) -> tuple[bytes, bytes | None, int] | None:
+def receive_request_from(
+    socket: Socket, origins: dict[bytes, str] | None = None
+) -> tuple[bytes, bytes | None, int] | None:
     """As receive_request, and the file descriptor of the connection, -1 when ZeroMQ does not tell."""
     try:
         peer = _recv(socket, _NOW)
     except zmq.Again:
         return None
     frame = _recv(socket, 0, False)
-    try:
-        descriptor = frame.get(zmq.SRCFD)
-    except zmq.ZMQError:  # a peer that speaks ZMTP 2 or older
-        descriptor = -1
+    descriptor = _property(frame, zmq.SRCFD, -1)
     if frame.more:
         _drop_rest(socket)
         return peer, None, descriptor
-    return peer, frame.bytes, descriptor
+    body = frame.bytes
+    if body[:2] == HELLO_BEGINS and origins is not None:
+        origins[peer] = _property(frame, "Peer-Address", "")
+    return peer, body, descriptor
+
+
+def _property(frame: Any, name: Any, unknown: Any) -> Any:
+    """What ZeroMQ tells of where a frame came from: nothing of a peer that speaks ZMTP 2 or older."""
+    try:
+        return frame.get(name)
+    except zmq.ZMQError:
+        return unknown
 
 
 def receive_frame(socket: Socket) -> bytes | None:

@@ -54,9 +54,13 @@ REQUEST_ROWS_PER_CLIENT_MAX: Final = 10_000
 EPOCHS_KEPT_MAX: Final = 4_096  # how far back the history of epochs reaches
 SECRET_CHECKS_WAITING_MAX: Final = 256  # scrypt work in the queue
 SECRET_FAILURES_MAX: Final = (
-    10  # wrong passwords or tokens per name before the door closes for a while
+    10  # wrong passwords or tokens per name and address before the door closes for a while
 )
 SECRET_FAILURES_WINDOW_S: Final = 30
+SECRET_FAILURES_ANYWHERE_MAX: Final = (
+    500  # the same from all addresses together, before unknown ones are not hashed for a while
+)
+SECRETS_REMEMBERED_MAX: Final = 10_000  # good ones, clients that had one, and counts of bad ones
 
 # How long.
 SESSION_PROBE_S: Final = 10  # an idle session is probed this often; one that is gone ends

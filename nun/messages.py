@@ -21,6 +21,7 @@ PROTOCOL_VERSION: Final = 1
 
 HELLO: Final = 1  # [1, protocol, number, client_id, born, user, password]    born: nil or what HELLO gave before
 PING: Final = 2  # [2, token, number, receipt]       any time; number 0 wants no reply
+HELLO_BEGINS: Final = b"\x97\x01"  # the bytes of one, as every msgpack library writes them
 USE: Final = 3  # [3, token, number, name, user, secret]     user nil: the database's own token
 GET: Final = 4  # [4, token, number, database, key]
 GET_MANY: Final = 5  # [5, token, number, database, keys]

@@ -11,11 +11,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from nun.core.keyspace import Pattern
 from nun.errors import AuthError, BadRequest, PermissionDenied
-from nun.limits import SECRET_FAILURES_MAX, SECRET_FAILURES_WINDOW_S
+from nun.limits import (
+    SECRET_FAILURES_ANYWHERE_MAX,
+    SECRET_FAILURES_MAX,
+    SECRET_FAILURES_WINDOW_S,
+    SECRETS_REMEMBERED_MAX,
+)
 
 TOKEN_KEY: Final = b"$$token"
 USER_PREFIX: Final = b"$$user_"
@@ -23,6 +29,8 @@ PERMISSION_PREFIX: Final = b"$$permission_$"
 CONNECTIONS_KEY: Final = b"$connections"
 GUARDED_PREFIX: Final = b"$$"
 EVERYONE: Final = b"all"  # the user that the database's own token stands for
+
+_WINDOW_NS: Final = SECRET_FAILURES_WINDOW_S * 1_000_000_000
 
 KINDS: Final = "rwixa"
 KIND_NAMES: Final = {
@@ -97,8 +105,21 @@ class Rights:
             self.check(kind, key)
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who shows a secret: under which name, from where, and which client."""
+
+    name: str
+    address: str
+    client_id: bytes
+
+
 class Doorkeeper:
     """Remembers good secrets under a keyed hash, and closes the door after too many bad ones.
+
+    I1  Bad secrets of one address close the door to that address alone; those of a client that has shown a good one
+        before, to that client alone. So no stranger shuts out who is elsewhere, or was here before.
+    I2  Work on unknown secrets is bounded per name, wherever they come from; known ones need no work.
 
     Args:
         secret: random bytes that live as long as the process; the cache is useless without them.
@@ -107,7 +128,11 @@ class Doorkeeper:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._good: dict[bytes, None] = {}
-        self._failures: dict[str, tuple[int, int]] = {}  # name -> (count, ns of the first)
+        self._known: dict[
+            tuple[str, bytes], None
+        ] = {}  # (name, client id) that showed a good secret
+        self._failures: dict[tuple[str, str | bytes | None], tuple[int, int]] = {}
+        # (name, address, known client id or None: anywhere) -> (count, ns of the first)
 
     def same(self, left: bytes, right: bytes) -> bool:
         """Compares two secrets in a time that does not depend on them."""
@@ -123,26 +148,46 @@ class Doorkeeper:
         return self._digest(given, stored) in self._good
 
     def remember(self, given: bytes, stored: bytes) -> None:
-        self._good[self._digest(given, stored)] = None
-        if len(self._good) > 10_000:
-            del self._good[next(iter(self._good))]
+        _keep(self._good, self._digest(given, stored), None)
 
-    def failed(self, name: str, now_ns: int) -> None:
-        """Counts a wrong secret for this name."""
-        count, since = self._failures.get(name, (0, now_ns))
-        if now_ns - since > SECRET_FAILURES_WINDOW_S * 1_000_000_000:
-            count, since = 0, now_ns
-        self._failures.pop(name, None)
-        self._failures[name] = (count + 1, since)
-        if len(self._failures) > 10_000:
-            del self._failures[next(iter(self._failures))]
+    def succeeded(self, visitor: Visitor) -> None:
+        """This client has shown a good secret for this name."""
+        _keep(self._known, (visitor.name, visitor.client_id), None)
 
-    def admit(self, name: str, now_ns: int) -> None:
-        """Raises AuthError while the door is closed for this name."""
-        count, since = self._failures.get(name, (0, 0))
-        left = SECRET_FAILURES_WINDOW_S * 1_000_000_000 - (now_ns - since)
-        if count >= SECRET_FAILURES_MAX and left > 0:
+    def failed(self, visitor: Visitor, now_ns: int) -> None:
+        """Counts a wrong secret."""
+        for door in (self._door(visitor), (visitor.name, None)):
+            count, since = self._failures.get(door, (0, now_ns))
+            if now_ns - since > _WINDOW_NS:
+                count, since = 0, now_ns
+            _keep(self._failures, door, (count + 1, since))
+
+    def admit(self, visitor: Visitor, now_ns: int) -> None:
+        """Raises AuthError while the door is closed to this visitor."""
+        self._check(self._door(visitor), SECRET_FAILURES_MAX, now_ns)
+
+    def admit_unknown(self, visitor: Visitor, now_ns: int) -> None:
+        """Raises AuthError while there were too many wrong secrets to work on another that is not known."""
+        if (visitor.name, visitor.client_id) not in self._known:
+            self._check((visitor.name, None), SECRET_FAILURES_ANYWHERE_MAX, now_ns)
+
+    def _door(self, visitor: Visitor) -> tuple[str, str | bytes]:
+        known = (visitor.name, visitor.client_id)
+        return known if known in self._known else (visitor.name, visitor.address)
+
+    def _check(self, door: tuple[str, str | bytes | None], bound: int, now_ns: int) -> None:
+        count, since = self._failures.get(door, (0, 0))
+        left = _WINDOW_NS - (now_ns - since)
+        if count >= bound and left > 0:
             raise AuthError(
-                f"too many wrong secrets for {name}: try again in {left // 1_000_000_000 + 1} s",
+                f"too many wrong secrets for {door[0]}: try again in {left // 1_000_000_000 + 1} s",
                 retry_after_ms=left // 1_000_000,
             )
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Puts it last, and lets the first go when there are too many."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > SECRETS_REMEMBERED_MAX:
+        del kept[next(iter(kept))]

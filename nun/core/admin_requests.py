@@ -21,6 +21,7 @@ from nun.core.access import (
     PERMISSION_PREFIX,
     TOKEN_KEY,
     USER_PREFIX,
+    Visitor,
     normalise_permissions,
 )
 from nun.core.housekeeping import describe
@@ -155,22 +156,27 @@ class AdminRequests:
         check_secret(secret, "token")
         who = f"user {named.decode()!r} of database {info.name!r}"
         core = self._core
-        core.doorkeeper.admit(who, core.now_ns)
+        doorkeeper = core.doorkeeper
+        visitor = Visitor(who, session.address, session.client_id)
+        doorkeeper.admit(visitor, core.now_ns)
         key = TOKEN_KEY if user is None else USER_PREFIX + named
         packed = core.tables[info.number].records.get(key)
         if packed is None or not record.is_live(packed):
-            core.doorkeeper.failed(who, core.now_ns)
+            doorkeeper.failed(visitor, core.now_ns)
             raise AuthError(f"wrong token, or no such user: {who}")
         stored = record.value_of(packed)
-        if core.doorkeeper.knows(secret, stored):
+        if doorkeeper.knows(secret, stored):
+            doorkeeper.succeeded(visitor)
             self._grant(session, number, info, named)
             return
+        doorkeeper.admit_unknown(visitor, core.now_ns)
 
         def checked(session: Session, good: str | None) -> None:
             if good is None:
-                core.doorkeeper.failed(who, core.now_ns)
+                doorkeeper.failed(visitor, core.now_ns)
                 raise AuthError(f"wrong token, or no such user: {who}")
-            core.doorkeeper.remember(secret, stored)
+            doorkeeper.remember(secret, stored)
+            doorkeeper.succeeded(visitor)
             if core.tables.get(info.number) is None:
                 raise NoSuchDatabase(f"there is no database {info.name!r}", database=info.name)
             if core.tables[info.number].records.get(key) != packed:

@@ -168,6 +168,7 @@ class NetworkCore:
         self.metrics = Metrics()
         self.out = Output()
         self.disk_full: str | None = None
+        self.origins: dict[bytes, str] = {}  # the addresses of those who greet in this turn
         self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
         self._rights: dict[tuple[int, bytes], Rights] = {}
         self.watches = Watches(self.stream, self.tables, self.send)
@@ -234,6 +235,7 @@ class NetworkCore:
             self.turn_bytes += len(body)
             self._request(peer, body)
         self.turn_bytes = 0
+        self.origins.clear()
         self.close()
 
     def made_durable(self, seq: int, now_ns: int) -> None:

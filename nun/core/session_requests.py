@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
 from nun.codec import pack
+from nun.core.access import Visitor
 from nun.core.sessions import Session
 from nun.errors import AuthError, BadRequest, Overloaded
 from nun.limits import (
@@ -53,7 +54,8 @@ class SessionRequests:
             raise BadRequest(f"a client id is 1 to {CLIENT_ID_BYTES_MAX} bytes")
         if born is not None and (type(born) is not int or not 0 <= born < 2**64):
             raise BadRequest("`born` is nil or what the reply to a hello gave")
-        admin = user is not None and self._is_admin(user, password)
+        address = self._core.origins.get(peer, "")
+        admin = user is not None and self._is_admin(user, password, address, client_id)
         previous = self._core.sessions.get(peer)
         if previous is not None:
             self.end(previous, "greeted again")
@@ -65,6 +67,7 @@ class SessionRequests:
                 retry_after_ms=1_000,
             )
         session = Session(peer, self._core.random(), client_id, self._core.random())
+        session.address = address
         session.admin = admin
         session.highest_number = 0 if born is None else number
         session.born = self._core.stream.clock.reserve(self._core.unix_ms) if born is None else born
@@ -84,19 +87,24 @@ class SessionRequests:
         }
         self._core.reply(session, number, [session.token, session.born, next_number, node])
 
-    def _is_admin(self, user: Any, password: Any) -> bool:
+    def _is_admin(self, user: Any, password: Any, address: str, client_id: bytes) -> bool:
         for what, given in (("user", user), ("password", password)):
             if not isinstance(given, bytes) or len(given) > SECRET_BYTES_MAX:
                 raise BadRequest(f"a {what} is a text of at most {SECRET_BYTES_MAX} bytes")
         name = f"administrator {user[:64].decode('utf-8', 'replace')!r}"
-        self._core.doorkeeper.admit(name, self._core.now_ns)
-        same = self._core.doorkeeper.same
+        visitor = Visitor(name, address, client_id)
+        doorkeeper = self._core.doorkeeper
+        doorkeeper.admit(visitor, self._core.now_ns)
+        same = doorkeeper.same
         good_user = same(user, self._core.settings.admin_user.encode())
         good_password = same(password, self._core.settings.admin_password.encode())
         if not (good_user and good_password):
-            self._core.doorkeeper.failed(name, self._core.now_ns)
-            self._core.out.notes.append(("administrator_refused", {"user": name}))
+            doorkeeper.failed(visitor, self._core.now_ns)
+            self._core.out.notes.append(
+                ("administrator_refused", {"user": name, "address": address})
+            )
             raise AuthError(f"wrong password, or no such user: {name}")
+        doorkeeper.succeeded(visitor)
         return True
 
     def _ping(self, session: Session, message: list[Any]) -> None:

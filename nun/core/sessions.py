@@ -27,6 +27,7 @@ class Session:
     __slots__ = (
         "_receipts",
         "_secret",
+        "address",
         "admin",
         "born",
         "client_id",
@@ -46,6 +47,7 @@ class Session:
         self.peer = peer
         self.token = token
         self.client_id = client_id
+        self.address = ""  # of the host that it greeted from, as far as known
         self.admin = False
         self.born = 0
         self.highest_number = 0  # a write above it is surely new

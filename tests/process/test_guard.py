@@ -102,6 +102,29 @@ def test_guessing_closes_the_door_for_a_while(start_node: Callable[..., Node]) -
         assert client.hello("nun", "nun-pwd").status == 0, "others may still enter"
 
 
+def test_who_guesses_shuts_out_nobody_else(start_node: Callable[..., Node]) -> None:
+    """Not the administrator elsewhere, and not one at the same address who was here before."""
+    node = start_node()
+    elsewhere = node.address.replace("tcp://", "tcp://127.0.0.2:0;")
+    with connect(node.address) as before:
+        before.write(m.CREATE_DATABASE, "d", "t", {}).value()
+        before.use("d", "t")
+        with connect(node.address, None, None) as client:
+            for _ in range(limits.SECRET_FAILURES_MAX):
+                refused(client.hello("nun", "guess"), AuthError)
+                refused(client.request(m.USE, "d", None, "wrong"), AuthError)
+            assert "retry_after_ms" in refused(client.hello("nun", "nun-pwd"), AuthError)
+            assert "retry_after_ms" in refused(client.request(m.USE, "d", None, "t"), AuthError)
+        with connect(elsewhere) as administrator:
+            assert administrator.request(m.STATUS).status == 0
+        with connect(elsewhere, None, None) as user:
+            assert user.request(m.USE, "d", None, "t").status == 0
+        assert before.hello("nun", "nun-pwd").status == 0
+        assert before.request(m.USE, "d", None, "t").status == 0
+    line = node.wait_log("administrator_refused")
+    assert line["address"] == "127.0.0.1"
+
+
 def test_secrets_are_in_no_log_and_no_file(start_node: Callable[..., Node]) -> None:
     node = start_node({"log": {"level": "debug"}})
     secrets = ["tok-5f1c", "usr-77aa", "bad-91c3"]

@@ -12,6 +12,8 @@ import zmq
 
 from actors import sockets
 from actors.sockets import Sent
+from nun import messages as m
+from nun.codec import pack
 from nun.limits import MESSAGE_BYTES_MAX, UNREAD_MESSAGES_MAX
 
 PATIENCE_MS = 5_000
@@ -71,6 +73,21 @@ def test_a_request_and_its_reply(context: Any, clients: Any) -> None:
         assert found == body
         assert sockets.send_reply(clients, peer, body[::-1]) is Sent.SENT
         assert client.recv() == body[::-1]
+
+
+@pytest.mark.parametrize("receive", [sockets.receive_request, sockets.receive_request_from])
+def test_the_address_is_told_of_those_who_greet(context: Any, clients: Any, receive: Any) -> None:
+    client = client_of(context, clients, b"greeter")
+    origins: dict[bytes, str] = {}
+    client.send(pack([m.PING, 1, 2, None]))
+    assert clients.poll(PATIENCE_MS)
+    assert receive(clients, origins)[:2] == (b"greeter", pack([m.PING, 1, 2, None]))
+    assert origins == {}
+    hello = pack([m.HELLO, m.PROTOCOL_VERSION, 1, b"id", None, None, None])
+    client.send(hello)
+    assert clients.poll(PATIENCE_MS)
+    assert receive(clients, origins)[:2] == (b"greeter", hello)
+    assert origins == {b"greeter": "127.0.0.1"}
 
 
 def test_a_large_reply_goes_without_a_copy_and_unharmed(context: Any, clients: Any) -> None:
