@@ -5,7 +5,7 @@
 
 Each supervisor has one of its own, so that one which is started by mistake on a directory in use cannot take the
 sockets of the node that runs there. What killed ones left behind is cleared away. Where the path is too long for a
-Unix socket, the directory is made in the system's folder for temporary files instead.
+Unix socket, or the disk of the data is full, the directory is made in the system's folder for temporary files instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from storage.disk import NO_ROOM
+
 _SOCKET_PATH_MAX: Final = 100  # bytes; the system's limit is 107
 _LONGEST: Final = "XXXXXXXX/op-stream"
 
@@ -29,7 +31,12 @@ def run_directory(data_dir: Path) -> Iterator[Path]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = data_dir.absolute() / "run"
     fits = len(os.fsencode(root / _LONGEST)) <= _SOCKET_PATH_MAX
-    path, lock = _make(root if fits else None)
+    try:
+        path, lock = _make(root if fits else None)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        path, lock = _make(None)
     try:
         yield path
     finally:
@@ -48,7 +55,11 @@ def _make(root: Path | None) -> tuple[Path, int]:
         fcntl.flock(guard, fcntl.LOCK_EX)
         _clear(root)
         path = Path(tempfile.mkdtemp(prefix="", dir=root))
-        return path, _locked(path / "lock")
+        try:
+            return path, _locked(path / "lock")
+        except OSError:
+            path.rmdir()
+            raise
     finally:
         os.close(guard)
 

@@ -1,13 +1,15 @@
 """A node's data directory: who holds it, and who the node is.
 
     LOCK    flock'ed by the storage writer as long as it lives; holds its pid as text and a newline
-    NODE    the identity, replaced whole by rename at every start:
+    NODE    the identity, replaced whole by rename at every start
+    NODE.new  room for the next one, taken ahead of time: a start needs none, so that a node comes up on a full disk
 
     offset  size  NODE
     0       8     magic "NUNNODE1", the last letter is the format
     8       4     CRC-32 of all other bytes
     12      4     length of the body
     16      ...   body: msgpack [cluster id (16 bytes), node number, start]
+    ...     ...   zeros up to 512 bytes
 
 Little endian. A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised,
 durably, each time the processes start, before anything is stamped: no epoch is ever formed twice.
@@ -27,7 +29,7 @@ from nun.codec import pack, unpack
 from nun.core.clock import NODE_MAX
 from nun.errors import DamagedFile, DirectoryInUse, FormatTooNew, StorageError, WireError
 from storage import segment
-from storage.disk import Disk, RealDisk
+from storage.disk import NO_ROOM, Disk, RealDisk
 
 NODE: Final = "NODE"
 NODE_NEW: Final = "NODE.new"
@@ -36,6 +38,7 @@ PATIENCE_S: Final = 2.0
 _MAGIC: Final = b"NUNNODE1"
 _HEAD = struct.Struct("<8sII")
 _POLL_S: Final = 0.02
+_SIZE: Final = 512
 
 
 class Identity(NamedTuple):
@@ -54,8 +57,9 @@ def read_identity(disk: Disk) -> Identity | None:
     if len(data) < _HEAD.size:
         raise DamagedFile(NODE, len(data), f"expected at least {_HEAD.size} bytes")
     magic, crc, length = _HEAD.unpack_from(data)
-    body = data[_HEAD.size :]
-    if magic[:-1] != _MAGIC[:-1] or _checksum(magic, body) != crc or len(body) != length:
+    body, rest = data[_HEAD.size : _HEAD.size + length], data[_HEAD.size + length :]
+    whole = len(body) == length and len(data) in (_HEAD.size + length, _SIZE) and not any(rest)
+    if magic[:-1] != _MAGIC[:-1] or _checksum(magic, body) != crc or not whole:
         raise DamagedFile(NODE, 0, "the identity does not match its checksum")
     if magic != _MAGIC:
         raise FormatTooNew(f"{NODE} is of format {magic[-1:]!r}, expected {_MAGIC[-1:]!r}")
@@ -73,15 +77,32 @@ def read_identity(disk: Disk) -> Identity | None:
 def write_identity(disk: Disk, identity: Identity) -> None:
     """Makes an identity durable, by rename: a crash leaves the old one or this one."""
     body = pack(identity)
+    data = (_HEAD.pack(_MAGIC, _checksum(_MAGIC, body), len(body)) + body).ljust(_SIZE, b"\0")
     file = disk.open(NODE_NEW, create=True)
     try:
-        file.truncate(0)
-        file.write(0, _HEAD.pack(_MAGIC, _checksum(_MAGIC, body), len(body)) + body)
+        file.write(0, data)  # first, and over what is there: that takes no more room
+        file.truncate(_SIZE)
         file.sync()
     finally:
         file.close()
     disk.rename(NODE_NEW, NODE)
     disk.sync_names()
+    _reserve_room(disk)
+
+
+def _reserve_room(disk: Disk) -> None:
+    """Takes the room that the next identity needs; what the last one held has just become free."""
+    try:
+        file = disk.open(NODE_NEW, create=True)
+        try:
+            file.write(0, bytes(_SIZE))
+            file.sync()
+        finally:
+            file.close()
+        disk.sync_names()
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 def begin_start(disk: Disk) -> Identity:
@@ -135,8 +156,7 @@ class DataDirectory:
             ) from error
         try:
             _take(lock, path, time.monotonic() + patience_s)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            _write_pid(lock, f"{os.getpid()}\n".encode())
         except BaseException:
             os.close(lock)
             raise
@@ -170,6 +190,16 @@ def _take(lock: int, path: Path, until: float) -> None:
             time.sleep(_POLL_S)
         else:
             return
+
+
+def _write_pid(lock: int, pid: bytes) -> None:
+    """For whom it may concern; a full disk does not keep a node from starting."""
+    try:
+        os.pwrite(lock, pid, 0)
+        os.ftruncate(lock, len(pid))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 def _make_durably(path: Path) -> None:

@@ -10,11 +10,14 @@ I3  A `sync` that raised is never tried again on that file: the caller stops and
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)  # the errors of a full disk
 
 
 class File(Protocol):

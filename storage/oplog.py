@@ -18,7 +18,6 @@ I4  After a sync that failed, every further call raises; the process stops and r
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,13 +26,12 @@ from typing import Any, Final
 from nun.errors import StorageError
 from nun.position import Position
 from storage import segment as seg
-from storage.disk import Disk, File
+from storage.disk import NO_ROOM, Disk, File
 from storage.log_reader import LogReader
 from storage.log_recovery import CHUNK_BYTES, SPARE, Recovered, Segment, recover, write_zeros
 
 __all__ = ["LogReader", "Oplog"]
 
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 RETIRED_MAX: Final = 4  # filled and not yet synced segments that stay open
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -51,6 +53,23 @@ def fill(path: Path, leave: int) -> Path:
         free = os.statvfs(path)
         file.write(bytes(max(free.f_bavail * free.f_frsize - leave, 0)))
     return ballast
+
+
+def fill_up(ballast: Path) -> None:
+    """Takes what room is left, to the last byte."""
+    with open(ballast, "ab", buffering=0) as file:
+        for size in (64 * KIB, 4 * KIB, 1):
+            while takes(file, size):
+                pass
+
+
+def takes(file: io.FileIO, size: int) -> bool:
+    try:
+        return file.write(bytes(size)) == size
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
 
 
 def write_until_refused(database: Any, acked: dict[str, str]) -> nun.NunError:
@@ -130,6 +149,39 @@ def test_a_crash_on_a_full_disk_loses_nothing(
     node.restart()
     with nun.Client(node.address, **ADMIN) as client:
         check(client.database("d", token="t"), acked)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_node_comes_up_on_a_full_disk_and_serves_reads(
+    small_disk: Path, start_node: Callable[..., Node], how: str
+) -> None:
+    node = start_node(SETTINGS, data_dir=small_disk / "data")
+    acked: dict[str, str] = {}
+    with nun.Client(node.address, **ADMIN, timeout=20.0) as client:
+        client.create_database("d", token="t")
+        ballast = fill(small_disk, 400 * KIB)
+        write_until_refused(client.database("d", token="t"), acked)
+    epochs = set()
+    for _ in range(4):
+        fill_up(ballast)
+        if how == "killed":
+            node.kill("node")
+        else:
+            node.stop()
+        fill_up(ballast)
+        assert os.statvfs(small_disk).f_bavail == 0, "the disk is not full"
+        epochs.add(node.launch().wait_ready()["epoch"])
+        with nun.Client(node.address, timeout=20.0) as client:
+            database = client.database("d", token="t")
+            check(database, acked)
+            wait_until(lambda: not becomes_writable(database), "writes to be refused")  # noqa: B023
+            check(database, acked)
+    assert len(epochs) == 4
+    ballast.unlink()
+    with nun.Client(node.address, timeout=20.0) as client:
+        database = client.database("d", token="t")
+        wait_until(lambda: becomes_writable(database), "writes to be taken again")
+        check(database, acked)
 
 
 def test_a_snapshot_that_finds_no_room_harms_nothing(
