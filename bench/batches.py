@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import cycle
 from typing import Any, Final
 
@@ -38,8 +38,15 @@ class InFlight:
         self.runner.close()
 
     def sets(self, seconds: float) -> float:
+        return self.taken(
+            lambda turn: self.database.set_many(BATCHES[turn % len(BATCHES)]), seconds
+        )
+
+    def taken(self, request: Callable[[int], Awaitable[Any]], seconds: float) -> float:
+        """Keys a second that these requests for whole batches come to."""
+
         async def work(turn: int) -> int:
-            await self.database.set_many(BATCHES[turn % len(BATCHES)])
+            await request(turn)
             return BATCH
 
         return self.runner.run(per_second_in_flight(work, seconds, IN_FLIGHT))

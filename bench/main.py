@@ -33,6 +33,8 @@ ROWS: Final = {
     10: ("storage", "start"),
     11: ("storage", "memory"),
     12: ("watchers", "hot_prefix"),
+    13: ("replicas", "acked_by_all"),
+    14: ("replicas", "lag_and_catching_up"),
 }
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
 PROFILE: Final = """\

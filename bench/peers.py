@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -55,9 +55,10 @@ class Redis:
 
     Args:
         appendfsync: "always", or "no AOF" for a Redis that keeps no log.
+        replica_of: the port of its master.
     """
 
-    def __init__(self, directory: Path, appendfsync: str) -> None:
+    def __init__(self, directory: Path, appendfsync: str, replica_of: int | None = None) -> None:
         import redis  # only rows that need it may fail without it
 
         program = redis_server()
@@ -70,6 +71,8 @@ class Redis:
             kept += ["--auto-aof-rewrite-percentage", "0"]
         command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", str(directory), *kept]
+        if replica_of is not None:
+            command += ["--replicaof", "127.0.0.1", str(replica_of)]
         with open(directory / "log", "wb") as log:
             self.process = spawn(command, log, stdout=log)
         self.client = redis.Redis(port=self.port, decode_responses=True)
@@ -126,13 +129,15 @@ class Node:
         ready_after_s: from the start of the process to its first answer to a client.
     """
 
-    def __init__(self, directory: Path, fsync: str, spin_us: int, name: str) -> None:
+    def __init__(
+        self, directory: Path, fsync: str, spin_us: int, name: str, settings: Sequence[str] = ()
+    ) -> None:
         directory.mkdir(parents=True)
         self.name = name
         self._directory = directory
         self._config = directory / "node.toml"
         self._config.write_text('[node]\nname = "bench"\n')
-        self._settings = [f"storage.fsync={fsync}", f"network.spin_us={spin_us}"]
+        self._settings = [f"storage.fsync={fsync}", f"network.spin_us={spin_us}", *settings]
         self.start()
 
     def start(self) -> None:
@@ -146,7 +151,7 @@ class Node:
         command = [str(ROOT / "bin/nun-node"), "--config", str(self._config)]
         for setting in settings:
             command += ["--set", setting]
-        log = self._directory / "log"
+        log = self.log = self._directory / "log"
         began = time.perf_counter()
         with open(log, "ab") as out:
             self.process = spawn(command, out, stdout=out)
@@ -169,6 +174,10 @@ class Node:
                 if part.startswith("actors."):
                     found[part.removeprefix("actors.")] = child.pid
         return found
+
+    @property
+    def data_dir(self) -> Path:
+        return self._directory / "data"
 
     @property
     def rss(self) -> int:
@@ -211,8 +220,8 @@ class Peers:
         self._count += 1
         return self.directory / f"{kind}{self._count}"
 
-    def redis(self, appendfsync: str) -> Redis:
-        server = Redis(self.new_directory("redis"), appendfsync)
+    def redis(self, appendfsync: str, replica_of: int | None = None) -> Redis:
+        server = Redis(self.new_directory("redis"), appendfsync, replica_of)
         self._stack.callback(server.close)
         return server
 
@@ -224,6 +233,34 @@ class Peers:
         with node.client() as client:
             client.create_database(DATABASE, token=DATABASE_TOKEN)
         return node
+
+    def cluster(self, fsync: str, spin: str = "spin on", nodes: int = 3) -> list[Node]:
+        """A primary and its replicas, all following, with the database in place."""
+        names = [f"node{number}" for number in range(1, nodes + 1)]
+        listen = {name: f"tcp://127.0.0.1:{free_port()}" for name in names}
+        made = []
+        for name in names:
+            others = ", ".join(f"{peer}='{listen[peer]}'" for peer in names if peer != name)
+            settings = [
+                f"node.name={name}",
+                f"replication.listen={listen[name]}",
+                f"replication.publish=tcp://127.0.0.1:{free_port()}",
+                "replication.primary=node1",
+                f"replication.peers={{{others}}}",
+            ]
+            node = Node(self.new_directory(name), fsync, SPIN_US[spin], f"{name}, {spin}", settings)
+            self._stack.callback(node.close)
+            made.append(node)
+        with made[0].client() as client:
+            until(
+                lambda: sum(member["role"] == "replica" for member in client.cluster())
+                == nodes - 1,
+                made[0].process,
+                made[0].log,
+                "the cluster",
+            )
+            client.create_database(DATABASE, token=DATABASE_TOKEN, ack="all")
+        return made
 
     def database(self, node: Node) -> Any:
         """The database of a node through a client that is closed when the row is over."""
