@@ -65,6 +65,8 @@ SECRETS_REMEMBERED_MAX: Final = 10_000  # good ones, clients that had one, and c
 # How long.
 SESSION_PROBE_S: Final = 10  # an idle session is probed this often; one that is gone ends
 SESSION_PROBE_WHEN_FULL_S: Final = 1  # the same, once a new one was refused for want of room
+FETCH_BYTES_MAX: Final = 1 * MIB  # one part of a log or a copy, on its way from node to node
+FOLLOW_WINDOW_BYTES: Final = 32 * MIB  # what a replica takes in before its disk has it
 PATIENCE_MS_MAX: Final = 3_600_000  # how long a request may ask to wait for other nodes
 NO_PRIMARY_PATIENCE_MS: Final = 2_000  # a node without a primary keeps a new request so long
 FORWARDED_AGAIN_MS: Final = 1_000  # a proposal that is not answered is made again so often

@@ -19,8 +19,8 @@ REPLICATOR_UP: Final = 130  # r: [130]     answered by NODE_STATE once the netwo
 NODE_STATE: Final = 131  # n: [131, cluster_id, number, start, role, epoch, last position,
 #   history, members]
 #   role: ROLE_*; sent again whenever role, history or members have changed
-BE_PRIMARY: Final = 132  # r: [132, reign]            begin the epoch (reign, own number, own
-#   start)
+BE_PRIMARY: Final = 132  # r: [132, reign, seq]   begin the epoch (reign, own number, own start)
+#   once this entry is adopted
 BE_REPLICA: Final = 133  # r: [133, epoch]            decide nothing more; entries of this epoch
 #   (nil: of none yet) will come
 STEPPED_DOWN: Final = 134  # n: [134, last position]  nothing more is decided here; sent once
@@ -51,7 +51,8 @@ ADMITTED: Final = 147  # n: [147, name, directory id, number]        its MEMBERS
 
 WRITER_STATE: Final = 150  # w: [150, cluster_id or nil, number or 0, start, directory id,
 #   promise [reign, number] or nil,
-#   last position, first seq of the log, copy in progress: nil or [copy id, {file: bytes held}]]   at its start
+#   last position, first seq of the log, last seq that the files hold, copy in progress:
+#   nil or [copy id, {file: bytes held}]]   at its start
 #   also from the writer to the replicator: DURABLE and GAP of nun/messages.py; ENTRIES answers GAP
 ASK_WRITER_STATE: Final = 151  # r: [151]     the replicator has just started
 FENCE: Final = 152  # r: [152, epoch]         nothing of an older epoch is appended from now on

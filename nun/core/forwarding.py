@@ -137,14 +137,14 @@ class Forwarding:
         """Replies of the primary, as (ticket, frame)."""
         core = self._core
         for ticket, frame in replies:
-            open = self._open.pop(ticket, None)
-            if open is None:
-                continue
-            self._bytes -= len(open.body)
+            open = self._open.get(ticket)
             try:
-                position = unpack(frame)[3]
-            except (WireError, IndexError, TypeError):
+                status, _, _, position, *_ = unpack(frame)
+            except (WireError, ValueError, TypeError):
                 continue
+            if open is None or status == NoPrimary.code:
+                continue  # a node that is no longer the primary decides nothing: it is proposed again
+            self._drop(ticket)
             seq = 0 if position is None else position[3]
             arrived = _Arrived(seq, ticket, open.peer, open.token, frame)
             if seq <= core.stream.durable_seq:

@@ -275,6 +275,7 @@ class NetworkCore:
         self.unix_ms = unix_ms
         if not self.decides and self.adopter.take(frames):
             self.release()
+            self.roles.begin_if_ready()
 
     def replicator_says(self, message: Sequence[Any], now_ns: int, unix_ms: int) -> None:
         """A message of nun/peer_messages.py."""
@@ -295,6 +296,7 @@ class NetworkCore:
             self.adopter.reading = False
             if not self.decides and self.adopter.take(frames or ()):
                 self.release()
+                self.roles.begin_if_ready()
         elif frames is None:
             self.watches.compacted(watch)
         else:

@@ -46,6 +46,7 @@ class Roles:
         self.primary_address: str | None = None
         self.primary_durable = core.stream.last_seq
         self.stepping_down = False
+        self._to_begin: tuple[int, int] | None = None  # reign, and the entry it comes after
         self.following = False  # the primary's position has come since this process began
 
     @property
@@ -75,6 +76,13 @@ class Roles:
         core.proposals.take([(core.number, ticket, body) for ticket, body in open])
         self.tell_state()
 
+    def begin_if_ready(self) -> None:
+        """Begins the epoch that was ordered, once everything before it is here."""
+        if self._to_begin is not None and self._core.stream.last_seq >= self._to_begin[1]:
+            (reign, seq), self._to_begin = self._to_begin, None
+            assert self._core.stream.last_seq == seq, "entries were adopted that nobody handed down"
+            self.be_primary(reign)
+
     def _me(self) -> Member:
         return Member(self._core.settings.name, self._core.settings.directory, self._core.start)
 
@@ -82,6 +90,7 @@ class Roles:
         """Decides nothing more. Entries of this epoch will come; None: nobody is to be followed yet."""
         core = self._core
         assert core.stream.open is None
+        self._to_begin = None
         if self.role == pm.ROLE_PRIMARY:
             self.stepping_down = True
             self.primary_durable = core.local_durable
@@ -156,8 +165,9 @@ class Roles:
         match message:
             case [pm.REPLICATOR_UP]:
                 self.tell_state()
-            case [pm.BE_PRIMARY, int() as reign]:
-                self.be_primary(reign)
+            case [pm.BE_PRIMARY, int() as reign, int() as seq]:
+                self._to_begin = (reign, seq)
+                self.begin_if_ready()
             case [pm.BE_REPLICA, epoch]:
                 self.be_replica(None if epoch is None else Epoch(*epoch))
             case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:

@@ -1,0 +1,100 @@
+"""What a node can tell an operator about its cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nun import peer_messages as pm
+
+if TYPE_CHECKING:
+    from nun.core.replicator import ReplicatorCore
+
+
+class ClusterView:
+    """The answer to `cluster`, as this node sees things."""
+
+    def __init__(self, core: ReplicatorCore) -> None:
+        self._core = core
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What is known of every member, and of every configured node that is none."""
+        names = list(
+            dict.fromkeys([*self._core.member_names, self._core.settings.name, *self._core.peers])
+        )
+        return [self._describe(name) for name in names]
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        number = self._core.number_of(name)
+        problem = None if number else "it is configured and has not joined"
+        if name == self._core.settings.name:
+            last, durable, role = (
+                self._core.last,
+                self._core.durable_seq,
+                self._core.greetings.state()["role"],
+            )
+            told: dict[str, Any] = {
+                "address": self._core.settings.client,
+                "epoch": str(self._core.epoch),
+                "link": "self",
+                "clock_offset_ms": 0.0,
+                "clock_bound_ms": 0.0,
+                "self": True,
+            }
+        elif name in self._core.peers:
+            peer = self._core.peers[name]
+            last, durable, role = peer.last, peer.durable, peer.role
+            best = peer.offsets.best
+            problem = peer.problem or problem
+            told = {
+                "address": peer.client or None,
+                "epoch": None if peer.epoch is None else str(peer.epoch),
+                "link": "up" if peer.is_there(self._core.now_ns) else "down",
+                "clock_offset_ms": None if best is None else best.offset_us / 1e3,
+                "clock_bound_ms": None if best is None else best.bound_us / 1e3,
+                "self": False,
+            }
+        else:
+            last, durable, role = None, 0, pm.ROLE_WAITING
+            problem = (
+                "it is a member, and the configuration of the node that was asked does not name it"
+            )
+            told = {"address": None, "epoch": None, "link": "down", "clock_offset_ms": None, "clock_bound_ms": None,
+                    "self": False}  # fmt: skip
+        lag = self._lag(name, durable)
+        return {
+            "name": name,
+            "number": number,
+            "role": pm.ROLE_NAMES[role],
+            "position": None if last is None else str(last),
+            "durable": durable,
+            **told,
+            **lag,
+            "problem": problem,
+        }
+
+    def _lag(self, name: str, durable: int) -> dict[str, Any]:
+        """How far a member's disk is behind the primary, in entries, bytes (about) and milliseconds."""
+        leads = self._core.leads
+        acked = self._core.serving.acked_of(name)
+        if leads and acked is not None:
+            durable = max(durable, acked.durable)
+        newest = (
+            self._core.last_seq
+            if leads
+            else max(self._core.following.known_seq, self._core.last_seq)
+        )
+        entries = max(newest - durable, 0)
+        if not entries or not leads:
+            return {
+                "lag_entries": entries,
+                "lag_bytes": None if entries else 0,
+                "lag_ms": None if entries else 0,
+            }
+        since = next((item for item in reversed(self._core.progress) if item[0] <= durable), None)
+        oldest = self._core.progress[0] if self._core.progress else (0, 0, self._core.now_ns)
+        _, sent, at_ns = since or oldest
+        return {
+            "lag_entries": entries,
+            "lag_bytes": self._core.published_bytes - sent,
+            "lag_ms": (self._core.now_ns - at_ns) // 1_000_000,
+        }

@@ -1,0 +1,113 @@
+"""Greetings: every node tells every other, again and again, what it is; clocks are compared by the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nun import peer_messages as pm
+from nun.version import VERSION
+
+if TYPE_CHECKING:
+    from nun.core.peers import Peer
+    from nun.core.replicator import ReplicatorCore
+
+
+class Greetings:
+    """Both ends of GREET and GREETED."""
+
+    def __init__(self, core: ReplicatorCore) -> None:
+        self._core = core
+        self._greeted_ns: int | None = None
+
+    def tick(self) -> bool:
+        """Greets when it is time; whether it was."""
+        core = self._core
+        last_ns = self._greeted_ns
+        if last_ns is not None and core.now_ns - last_ns < core.settings.greet_ms * 1_000_000:
+            return False
+        self.greet()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "role": pm.ROLE_FILLING if self._core.filling.source is not None else self._core.role,
+            "last": self._core.last,
+            "durable": self._core.durable_seq,
+            "settled": self._core.serving.settled
+            if self._core.leads
+            else self._core.following.settled,
+            "promise": self._core.promise,
+            "publish": self._core.settings.publish,
+            "client": self._core.settings.client,
+            "version": VERSION,
+            "primary": self._primary_name(),
+        }
+
+    def _primary_name(self) -> str | None:
+        if self._core.leads:
+            return self._core.settings.name
+        leader = self._core.leader
+        return None if leader is None else leader.name
+
+    def _about(self) -> tuple[Any, ...]:
+        return (
+            pm.PEER_PROTOCOL_VERSION,
+            self._core.cluster_id,
+            self._core.settings.name,
+            self._core.number,
+            self._core.directory,
+            self._core.start,
+            self.state(),
+        )
+
+    def greet(self) -> None:
+        self._greeted_ns = self._core.now_ns
+        about = self._about()
+        for name in self._core.peers:
+            self._core.out.to_peers.append(
+                (name, (pm.GREET, self._core.epoch, self._core.unix_us, *about))
+            )
+
+    def greeted_by(self, routing_id: bytes, name: str, told: tuple[Any, ...]) -> None:
+        peer = self._core.peers.get(name)
+        epoch, t1, protocol, cluster_id, *rest = told
+        if peer is None:
+            text = f"{name!r} is not in its configuration"
+            self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_CLUSTER, text)
+            return
+        if protocol != pm.PEER_PROTOCOL_VERSION:
+            text = f"it speaks version {pm.PEER_PROTOCOL_VERSION} of the protocol between nodes, not {protocol}"
+            self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_PROTOCOL, text)
+            return
+        if cluster_id and self._core.cluster_id and cluster_id != self._core.cluster_id:
+            text = f"it is of cluster {self._core.cluster_id.hex()}, not {bytes(cluster_id).hex()}"
+            self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_CLUSTER, text)
+            return
+        stamps = (t1, self._core.unix_us, self._core.unix_us)
+        self._core.out.answers.append(
+            (routing_id, (pm.GREETED, self._core.epoch, *stamps, *self._about()))
+        )
+        self.heard(peer, epoch, protocol, cluster_id, *rest)
+
+    def heard(
+        self, peer: Peer, epoch: Any, protocol: Any, cluster_id: bytes, told: bytes, number: int, directory: bytes,
+        start: int, state: dict[bytes, Any],
+    ) -> None:  # fmt: skip
+        if protocol != pm.PEER_PROTOCOL_VERSION or told.decode() != peer.name:
+            return
+        if cluster_id and self._core.cluster_id and cluster_id != self._core.cluster_id:
+            problem = f"it is of another cluster, {cluster_id.hex()}"
+            if peer.problem != problem:
+                peer.problem = problem
+                self._core.note("peer_of_another_cluster", level="error", peer=peer.name)
+            return
+        peer.take_state(epoch, state)
+        peer.problem = None
+        peer.cluster_id, peer.number, peer.directory, peer.start = (
+            cluster_id,
+            number,
+            directory,
+            start,
+        )
+        peer.heard_ns = self._core.now_ns
+        self._core.coordinator.decide()

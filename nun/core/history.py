@@ -1,0 +1,62 @@
+"""Where each epoch began: what two nodes have in common.
+
+An entry is known by its position. Two histories that hold an entry of the same epoch and seq hold the same entries
+before it, since an epoch has one primary, who went on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nun.position import Epoch, Position
+
+Began = tuple[Epoch, int]  # an epoch and the seq of its first entry
+
+
+def history_from(plain: Any) -> list[Began]:
+    """A history as it comes in a message. Raises ValueError or TypeError."""
+    found = [(Epoch(reign, node, start), first) for reign, node, start, first in plain]
+    if any(type(part) is not int for epoch, first in found for part in (*epoch, first)):
+        raise ValueError("a history is of integers")
+    if found != sorted(found, key=lambda began: (began[1], began[0])):
+        raise ValueError("a history is in order")
+    return found
+
+
+def plain_history(history: Sequence[Began]) -> list[list[int]]:
+    """A history as it goes into a message."""
+    return [[*epoch, first] for epoch, first in history]
+
+
+def common_seq(
+    mine: Sequence[Began], my_last: int, theirs: Sequence[Began], their_last: int
+) -> int:
+    """The highest seq up to which two histories are the same; 0 when they share nothing."""
+    ends = dict(_ends(mine, my_last))
+    shared = [min(end, ends[began]) for began, end in _ends(theirs, their_last) if began in ends]
+    return max(shared, default=0)
+
+
+def _ends(history: Sequence[Began], last: int) -> list[tuple[Began, int]]:
+    """Each epoch with the seq of its last entry."""
+    firsts = [first for _, first in history[1:]]
+    return (
+        [
+            (began, end)
+            for began, end in zip(history, [*(first - 1 for first in firsts), last], strict=True)
+            if end >= began[1]
+        ]
+        if history
+        else []
+    )
+
+
+def holds(history: Sequence[Began], last: int, position: Position) -> bool:
+    """Whether a history that ends at `last` has an entry at this position."""
+    epoch = None
+    for began, first in history:
+        if first > position.seq:
+            break
+        epoch = began
+    return position.seq <= last and epoch == position.epoch
