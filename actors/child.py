@@ -81,6 +81,11 @@ class Child:
         self._tell((m.CHILD_FAILED, text, status))
         self.loop.stop(status)
 
+    def ask_restart(self, why: str) -> None:
+        """Has the supervisor start all processes of the node anew from disk."""
+        self.log.warning("restart_wanted", reason=why)
+        self._tell((m.RESTART_GROUP, why))
+
     def _tell(self, message: tuple[Any, ...]) -> None:
         sockets.send_frame(self._control, pack(message))
 

@@ -4,6 +4,10 @@
     op stream         network -> writer       XPUB / SUB, ipc
     op acks           network <-> writer      ROUTER / DEALER, ipc
     control           supervisor <-> child    ROUTER / DEALER, ipc
+    replica stream    replicator -> writer, network     XPUB / SUB, ipc
+    replica acks      replicator <-> writer             ROUTER / DEALER, ipc
+    node stream       replicator -> other nodes'        XPUB / SUB, TCP
+    node requests     replicator <-> other nodes'       ROUTER / DEALER, TCP
 
 *Client requests.* `MANDATORY`: a reply that cannot go is noticed. No `HANDOVER`: nobody takes the routing id of a
 living peer. `SNDHWM`, `RCVHWM`: messages that one client may leave unread. `MAXMSGSIZE`: a larger frame ends the
@@ -14,6 +18,13 @@ is a key; then who does not know the node's public key gets no word.
 writer that stands still is bounded in bytes, by the network process (PENDING_BYTES_MAX). Its beats are not, so
 there is a mark in messages too, far above what a living writer leaves waiting; beyond it XPUB drops, and the writer
 asks for what it missed.
+
+*Node stream.* As the op stream; what a slow replica leaves waiting is bounded by the mark of its own connection, beyond
+which XPUB drops: the replica then fetches from the log. The subscriber of a node that was started anew
+subscribes again by itself, in sorted order: the marker's topic is the last.
+
+*Node requests.* A node's name is its routing id, so that it can be answered whenever there is something to say;
+`HANDOVER` gives it back to a node that was started anew. `HEARTBEAT_*` as for clients, but sooner.
 
 *Op acks, control.* `MANDATORY`, and `HANDOVER`: a restarted process takes its place back. No high-water mark: what
 goes here answers what came, which is bounded, and a lost last ack would be missed for ever.
@@ -26,19 +37,35 @@ acks are the protocol.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import zmq
 from zmq.backend import Socket as _Raw
 
-from nun.limits import MESSAGE_BYTES_MAX, OP_STREAM_MESSAGES_MAX, UNREAD_MESSAGES_MAX
+from nun.limits import (
+    MESSAGE_BYTES_MAX,
+    NODE_MESSAGES_MAX,
+    NODE_STREAM_MESSAGES_MAX,
+    OP_STREAM_MESSAGES_MAX,
+    UNREAD_MESSAGES_MAX,
+)
 from nun.messages import HELLO_BEGINS
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
 REPLICATOR_ID: Final = b"replicator"
 _LINGER_MS: Final = 500
+_RECONNECT_MS: Final = 500
+_NODE_HEARTBEAT_MS: Final = 500
+_NODE_PATIENCE_MS: Final = 3 * _NODE_HEARTBEAT_MS
+_TCP: Final = {
+    zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
+    zmq.HEARTBEAT_IVL: _NODE_HEARTBEAT_MS,
+    zmq.HEARTBEAT_TIMEOUT: _NODE_PATIENCE_MS,
+    zmq.HEARTBEAT_TTL: _NODE_PATIENCE_MS,
+    zmq.CONNECT_TIMEOUT: _NODE_PATIENCE_MS,
+}
 _HEARTBEAT_MS: Final = 5_000
 _HEARTBEAT_PATIENCE_MS: Final = 3 * _HEARTBEAT_MS
 _BACKLOG: Final = 1_024  # connections that wait to be accepted
@@ -106,6 +133,99 @@ def replica_stream_subscriber(context: Context, run_dir: Path) -> Socket:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.connect(_ipc(run_dir, "replica-stream"))
+    return socket
+
+
+def replica_stream_publisher(context: Context, run_dir: Path) -> Socket:
+    """The XPUB that hands the primary's entries to this node's writer and network process."""
+    options = {zmq.XPUB_VERBOSE: 1, zmq.SNDHWM: OP_STREAM_MESSAGES_MAX}
+    return _bound(_made(context, zmq.XPUB, options), _ipc(run_dir, "replica-stream"))
+
+
+def replica_acks_router(context: Context, run_dir: Path) -> Socket:
+    """The replicator's end of its channel with the storage writer."""
+    return _router(context, run_dir, "replica-acks")
+
+
+def replica_acks_dealer(context: Context, run_dir: Path) -> Socket:
+    """The storage writer's end of its channel with the replicator."""
+    return _dealer(context, run_dir, "replica-acks", WRITER_ID)
+
+
+def replicator_acks_dealer(context: Context, run_dir: Path) -> Socket:
+    """The replicator's end of the network process's ack channel."""
+    return _dealer(context, run_dir, "op-acks", REPLICATOR_ID)
+
+
+class Curve(NamedTuple):
+    """The keys of a node among nodes; empty: nothing is encrypted."""
+
+    public_key: str = ""
+    secret_key: str = ""
+
+
+def node_stream_publisher(context: Context, address: str, curve: Curve) -> Socket:
+    """The XPUB that other nodes' replicators subscribe to. Raises zmq.ZMQError when the address cannot be had."""
+    options = {zmq.XPUB_VERBOSE: 1, zmq.SNDHWM: NODE_STREAM_MESSAGES_MAX, **_TCP}
+    return _bound(_curve_server(_made(context, zmq.XPUB, options), curve), address)
+
+
+def node_stream_subscriber(
+    context: Context, address: str, topics: Sequence[bytes], curve: Curve, server_key: str
+) -> Socket:
+    """A SUB on another node's stream, with these topics in this order."""
+    options = {zmq.RCVHWM: NODE_STREAM_MESSAGES_MAX, zmq.RECONNECT_IVL_MAX: _RECONNECT_MS, **_TCP}
+    socket = _curve_client(_made(context, zmq.SUB, options), curve, server_key)
+    socket.setsockopt(zmq.LINGER, 0)
+    for topic in topics:
+        socket.setsockopt(zmq.SUBSCRIBE, topic)
+    socket.connect(address)
+    return socket
+
+
+def node_requests_router(context: Context, address: str, curve: Curve) -> Socket:
+    """The ROUTER that other nodes ask. Raises zmq.ZMQError when the address cannot be had."""
+    options = {
+        zmq.ROUTER_MANDATORY: 1,
+        zmq.ROUTER_HANDOVER: 1,
+        zmq.SNDHWM: NODE_MESSAGES_MAX,
+        zmq.RCVHWM: NODE_MESSAGES_MAX,
+        **_TCP,
+    }
+    return _bound(_curve_server(_made(context, zmq.ROUTER, options), curve), address)
+
+
+def node_requests_dealer(
+    context: Context, address: str, name: str, curve: Curve, server_key: str
+) -> Socket:
+    """The DEALER that asks one other node; nothing is queued for a node that is not there."""
+    options = {
+        zmq.SNDHWM: NODE_MESSAGES_MAX,
+        zmq.RCVHWM: NODE_MESSAGES_MAX,
+        zmq.IMMEDIATE: 1,
+        zmq.RECONNECT_IVL_MAX: _RECONNECT_MS,
+        **_TCP,
+    }
+    socket = _curve_client(_made(context, zmq.DEALER, options), curve, server_key)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTING_ID, name.encode())
+    socket.connect(address)
+    return socket
+
+
+def _curve_server(socket: Socket, curve: Curve) -> Socket:
+    if curve.secret_key:
+        socket.setsockopt(zmq.ZAP_DOMAIN, b"nodes")
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key.encode())
+    return socket
+
+
+def _curve_client(socket: Socket, curve: Curve, server_key: str) -> Socket:
+    if curve.secret_key:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, server_key.encode())
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public_key.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key.encode())
     return socket
 
 
@@ -256,6 +376,28 @@ def send_reply(socket: Socket, peer: bytes, body: bytes) -> Sent:
     # The rest of a message that has begun always goes: the high-water mark counts whole messages.
     _send(socket, body, _NOW, len(body) <= _COPY_BYTES_MAX)
     return Sent.SENT
+
+
+def receive_topic(socket: Socket) -> tuple[bytes, bytes] | None:
+    """The next (topic, frame) of a SUB on another node's stream; None when none waits."""
+    while True:
+        try:
+            topic = _recv(socket, _NOW, False)
+        except zmq.Again:
+            return None
+        if not topic.more:
+            continue
+        frame = _recv(socket, 0, False)
+        if frame.more:
+            _drop_rest(socket)
+            continue
+        return topic.bytes, frame.bytes
+
+
+def send_topic(socket: Socket, topic: bytes, frame: bytes) -> None:
+    """Publishes a frame under a topic."""
+    _send(socket, topic, _NOW_MORE)
+    _send(socket, frame, _NOW, len(frame) <= _COPY_BYTES_MAX)
 
 
 def send_frame(socket: Socket, frame: bytes) -> bool:

@@ -1,10 +1,11 @@
 """The supervisor: `nun-node`. It reads the configuration, starts the processes of a node, watches and ends them.
 
-    starting --- network ready ---> running --- SIGTERM, SIGINT, SIGHUP ---> stopping: network, then writer ---> exit 0
+    starting --- network ready ---> running --- SIGTERM, SIGINT, SIGHUP ---> stopping, one after the other ---> exit 0
         |                              |
-        +------- a child dies ---------+---> kill the group, pause, start both again from disk
+        +------- a child dies ---------+---> kill the group, pause, start all again from disk; a replicator: it alone
         |                              |        |
         |                              |        +--- more than five times in a minute: exit 4
+        |                              +--- RESTART_GROUP ---> the same, on purpose; at most twenty times in a minute
         +--- CHILD_FAILED -------------+---> tell the reason, kill the group, exit with its status
 
 It never decides about data, and holds none: killing a child loses nothing, since what was acknowledged is on disk.
@@ -12,7 +13,7 @@ It never decides about data, and holds none: killing a child loses nothing, sinc
 Exit status: 0 stopped cleanly; 1 stopped by force (a second signal, or a stop that took too long); 2 the
 configuration; 3 cannot start or go on, the log says why; 4 the processes keep dying.
 
-I1  Writer and network process live and die together.
+I1  Writer and network process live and die together; a replicator does not outlive them, nor takes them with it.
 I2  No child outlives the supervisor, however that ends (actors/child.py).
 """
 
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,28 @@ RESTART_PAUSE_S: Final = 0.05  # doubled with every restart within the window
 STOP_PATIENCE_S: Final = 30.0
 _SAME_SIGNAL_S: Final = 0.3  # terminals and wrappers send one order to stop twice
 _LAST_WORDS_MS: Final = 200
-_STOP_ORDER: Final = ("network", "writer")  # the writer gets all that was decided before it ends
+ORDERED_RESTARTS_MAX: Final = 20
+_STOP_ORDER: Final = (  # the writer gets all that was decided before it ends, and the replicator tells who has it
+    "network",
+    "writer",
+    "replicator",
+)
+_ALONE: Final = ("replicator",)  # what is started anew without the others
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 COMMANDS: Final[Mapping[str, Sequence[str]]] = {
     name: (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", f"actors.{name}")
-    for name in ("writer", "network")
+    for name in ("writer", "network", "replicator")
 }
+
+
+def commands_of(config: Config) -> dict[str, Sequence[str]]:
+    """How each child of a node is started; a node on its own has no replicator."""
+    return {
+        name: command
+        for name, command in COMMANDS.items()
+        if name != "replicator" or config.replication.listen
+    }
 
 
 @dataclass(frozen=True)
@@ -86,17 +102,18 @@ class Supervisor:
         config: Config,
         run_dir: Path,
         log: Any,
-        commands: Mapping[str, Sequence[str]] = COMMANDS,
+        commands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.log = log
-        self.commands = commands
+        self.commands = commands_of(config) if commands is None else commands
         self.context: sockets.Context = zmq.Context()
         self.loop = Loop(log=log, story=self.story)
         self.control = sockets.control_router(self.context, run_dir)
         self.children: dict[str, Process] = {}
         self.restarts: deque[float] = deque()
+        self.ordered_restarts: deque[float] = deque()
         self.to_stop: list[str] | None = None  # while stopping: who has not ended yet, in order
         self.stop_ordered = 0.0
         self.loop.on_readable(self.control, self._control_readable)
@@ -121,9 +138,13 @@ class Supervisor:
     def _start_all(self) -> None:
         if self.to_stop is not None:
             return
-        for name, command in self.commands.items():
-            self.children[name] = self._started(name, command)
+        for name in self.commands:
+            self._start(name)
         self.log.debug("started", processes=self._pids())
+
+    def _start(self, name: str) -> None:
+        if self.to_stop is None and name not in self.children:
+            self.children[name] = self._started(name, self.commands[name])
 
     def _started(self, name: str, command: Sequence[str]) -> Process:
         """Starts one child. It inherits our signals blocked, and lets them in once it ignores them."""
@@ -159,7 +180,9 @@ class Supervisor:
     def _child_says(self, name: str, message: list[Any]) -> None:
         match message:
             case [m.CHILD_UP, _, _]:
-                self._tell(name, (m.SIBLINGS, {"supervisor": os.getpid(), **self._pids()}))
+                siblings = (m.SIBLINGS, {"supervisor": os.getpid(), **self._pids()})
+                for other in self.children:
+                    self._tell(other, siblings)
                 if self.to_stop and self.to_stop[0] == name:
                     self._tell(name, (m.STOP,))  # it was not there yet when the stop was ordered
             case [m.CHILD_READY, dict() as fields]:
@@ -171,6 +194,8 @@ class Supervisor:
                     version=VERSION,
                     processes=self._pids(),
                 )
+            case [m.RESTART_GROUP, str() as why]:
+                self._restart_ordered(name, why)
             case [m.CHILD_FAILED, str() as reason, int() as status]:
                 if not self.loop.stopped:
                     self.log.error("cannot_run", reason=reason, child=name, exit_status=status)
@@ -223,27 +248,50 @@ class Supervisor:
         if self.loop.stopped:
             return
         self.log.error("child_died", child=name, status=_told(status))
+        if name in _ALONE and self.to_stop is None:
+            self.children[name].popen.wait()
+            self._forget(name)
+            self._restart(name, status, lambda: self._start(name))
+            return
         self._kill_all()
         if self.to_stop is not None:
             self.loop.stop(EXIT_FORCED)
             return
+        self._restart(name, status, self._start_all)
+
+    def _restart_ordered(self, name: str, why: str) -> None:
+        """A child has put the disk in another state and wants all to go on from that."""
+        if self.to_stop is not None or self.loop.stopped:
+            return
+        now = time.monotonic()
+        self.ordered_restarts.append(now)
+        while now - self.ordered_restarts[0] > RESTARTS_WINDOW_S:
+            self.ordered_restarts.popleft()
+        if len(self.ordered_restarts) > ORDERED_RESTARTS_MAX:
+            self._gives_up(name, f"more than {ORDERED_RESTARTS_MAX} ordered restarts", why)
+            return
+        self.log.warning("restarting", reason=why, ordered_by=name)
+        self._kill_all()
+        self.loop.after(RESTART_PAUSE_S, self._start_all)
+
+    def _gives_up(self, child: str, reason: str, status: int | str) -> None:
+        text = f"{reason} in {RESTARTS_WINDOW_S:g} s"
+        self.log.error("keeps_dying", reason=text, child=child, status=status)
+        self.loop.stop(EXIT_KEEPS_DYING)
+
+    def _restart(self, name: str, status: int, start: Callable[[], None]) -> None:
+        """Starts again after a pause, unless it happens too often."""
         now = time.monotonic()
         self.restarts.append(now)
         while now - self.restarts[0] > RESTARTS_WINDOW_S:
             self.restarts.popleft()
         count = len(self.restarts)
         if count > RESTARTS_MAX:
-            self.log.error(
-                "keeps_dying",
-                reason=f"more than {RESTARTS_MAX} restarts in {RESTARTS_WINDOW_S:g} s",
-                child=name,
-                status=_told(status),
-            )
-            self.loop.stop(EXIT_KEEPS_DYING)
+            self._gives_up(name, f"more than {RESTARTS_MAX} restarts", _told(status))
             return
         pause_s = RESTART_PAUSE_S * 2 ** (count - 1)
         self.log.warning("restarting", restarts=count, pause_s=pause_s)
-        self.loop.after(pause_s, self._start_all)
+        self.loop.after(pause_s, start)
 
     def _kill_all(self) -> None:
         for child in self.children.values():

@@ -47,6 +47,8 @@ UNREAD_MESSAGES_MAX: Final = (
 OP_STREAM_MESSAGES_MAX: Final = (
     100_000  # entries and beats waiting for a local subscriber (high-water mark, both ends)
 )
+NODE_STREAM_MESSAGES_MAX: Final = 10_000  # entries and beats waiting for one other node
+NODE_MESSAGES_MAX: Final = 10_000  # requests and answers waiting for one other node
 PENDING_BYTES_MAX: Final = 256 * MIB  # entries decided and not yet durable, kept to be sent again
 STATE_COPIES_MAX: Final = 4  # watchers being given the whole state at the same time
 REQUEST_ROWS_BYTES_MAX: Final = 16 * MIB  # what exactly-once remembers of all clients

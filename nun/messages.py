@@ -121,4 +121,7 @@ CHILD_READY: Final = (
 )
 CHILD_FAILED: Final = 122  # child: [122, text, exit status]          a clear reason; then it exits
 STOP: Final = 123  # supervisor: [123]             finish cleanly and exit 0
+RESTART_GROUP: Final = (
+    125  # child: [125, text]           start all processes anew from disk, and why
+)
 SIBLINGS: Final = 124  # supervisor: [124, {name: pid}]
