@@ -127,6 +127,11 @@ def op_stream_subscriber(context: Context, run_dir: Path) -> Socket:
     return socket
 
 
+def subscribe_to_replica_stream(op_stream: Socket, run_dir: Path) -> None:
+    """Has a subscriber of the op stream hear what the replicator hands on too."""
+    op_stream.connect(_ipc(run_dir, "replica-stream"))
+
+
 def replica_stream_subscriber(context: Context, run_dir: Path) -> Socket:
     """A SUB on everything that this node's replicator hands on from the primary."""
     socket = _made(context, zmq.SUB, {zmq.RCVHWM: OP_STREAM_MESSAGES_MAX})

@@ -7,6 +7,9 @@ says so on the ack channel: one append, one sync, one message a turn, however ma
     lock the directory, raise `start`  ->  recover log and files  ->  RECOVERED  ->  SUBSCRIBED: snapshots may begin
     ->  commit  ->  STOP: sync, close, exit 0
 
+In a cluster entries come from the replicator too, and it asks for what only this process may do: keep promises and the
+identity, cut the log, take in another node's files (actors/keeping.py).
+
 A full disk is told to the network process, which then refuses writes: when an append found no room (the same
 entries are tried again until there is some), and before that, when the log's next segment cannot be made ready.
 """
@@ -22,6 +25,7 @@ from typing import Any, Final
 
 from actors import sockets
 from actors.child import EXIT_CANNOT_START, Child, run_child
+from actors.keeping import Keeping
 from actors.snapshotting import FULL_ERRNOS, Snapshotting
 from nun import messages as m
 from nun.codec import pack, unpack
@@ -29,7 +33,7 @@ from nun.core.commit import Commit
 from nun.errors import DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from nun.position import Position
-from storage.directory import DataDirectory
+from storage.directory import DataDirectory, Identity
 from storage.manifest import read_state
 from storage.oplog import LogReader, Oplog
 from storage.snapshot import Snapshots
@@ -54,7 +58,8 @@ class Writer:
         self.loop = child.loop
         self.loop.story = self.story
         storage = child.config.storage
-        identity = directory.begin_start()
+        self.clustered = bool(child.config.replication.listen)
+        identity = directory.begin_start(alone=not self.clustered)
         disk = directory.disk
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
@@ -73,11 +78,15 @@ class Writer:
             self.loop,
             self.threads,
             self.log,
-            self.make_durable,
+            self.may_snapshot,
             self.log_bytes_behind(),
         )
         self.stream = sockets.op_stream_subscriber(child.context, child.run_dir)
         self.acks = sockets.op_acks_dealer(child.context, child.run_dir)
+        self.keeping: Keeping | None = None
+        if self.clustered:
+            sockets.subscribe_to_replica_stream(self.stream, child.run_dir)
+            self.keeping = Keeping(self, identity)
         self.loop.on_readable(self.stream, self.stream_readable)
         self.loop.on_readable(self.acks, self.acks_readable)
         self.loop.every(TICK_S, self.tick)
@@ -86,22 +95,20 @@ class Writer:
         child.on_stop(self.stop)
         self.leave_garbage_alone()
         last = self.oplog.last
-        self.tell(
-            (
-                m.RECOVERED,
-                identity.cluster_id,
-                identity.node,
-                identity.start,
-                last,
-                identity.cluster_id,
-            )
-        )
+        if identity.node:
+            self.tell_recovered(identity)
         self.log.info(
             "recovered",
             start=identity.start,
             position=None if last is None else str(last),
             log_bytes=self.oplog.size,
         )
+
+    def tell_recovered(self, identity: Identity) -> None:
+        """Lets the network process load."""
+        _, number, start, directory, _ = identity
+        last = self.oplog.last
+        self.tell((m.RECOVERED, identity.cluster_id, number, start, last, directory))
 
     def open_log(self) -> Oplog:
         """Recovers the log. It must reach as far as the files do, for no snapshot holds what was not durable in it."""
@@ -181,6 +188,8 @@ class Writer:
         if gap is not None:
             self.log.warning("gap", from_seq=gap)
             self.tell((m.GAP, gap))
+            if self.keeping is not None:
+                self.keeping.tell((m.GAP, gap))
         return bool(taken)
 
     def append(self) -> None:
@@ -210,6 +219,8 @@ class Writer:
         durable = commit.durable()
         if durable is not None:
             self.tell((m.DURABLE, *durable))
+            if self.keeping is not None:
+                self.keeping.tell((m.DURABLE, *durable))
             if self.child.debug:
                 self.log.debug("durable", position=str(durable))
 
@@ -223,6 +234,11 @@ class Writer:
         if self.commit.synced != self.commit.appended:
             self.sync_log()
         return 0 if self.commit.synced is None else self.commit.synced.seq
+
+    def may_snapshot(self) -> int:
+        """The last entry that a snapshot may hold: durable, and in a cluster settled, so that it is never cut."""
+        durable = self.make_durable()
+        return durable if self.keeping is None else min(durable, self.keeping.settled)
 
     # The network process
 
@@ -297,8 +313,9 @@ class Writer:
         """What is looked at again and again."""
         if not self.following:
             return
-        self.snapshotting.tick()
-        self.oplog.trim(self.snapshotting.held_seq + 1)
+        if self.keeping is None or not self.keeping.held:
+            self.snapshotting.tick()
+            self.oplog.trim(self.snapshotting.held_seq + 1)
         self.make_spare_if_wanted()
 
     def log_bytes_behind(self) -> int:

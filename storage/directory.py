@@ -8,11 +8,14 @@
     0       8     magic "NUNNODE1", the last letter is the format
     8       4     CRC-32 of all other bytes
     12      4     length of the body
-    16      ...   body: msgpack [cluster id (16 bytes), node number, start]
+    16      ...   body: msgpack [cluster id (16 bytes, or none), node number, start, directory id (16 bytes), promise]
     ...     ...   zeros up to 512 bytes
 
-Little endian. A new directory becomes a cluster of its own: a random cluster id and node number 1. `start` is raised,
-durably, each time the processes start, before anything is stamped: no epoch is ever formed twice.
+Little endian. The directory of a node on its own becomes a cluster of its own: a random cluster id and node number 1.
+That of a node of a cluster has neither until it has joined: no cluster id, number 0. The directory id is random and
+tells a directory from another that takes its place. `promise` is nil or [reign, node number]: nothing of an older reign
+is applied or acked here. `start` is raised, durably, each time the processes start, before anything is stamped: no epoch
+is ever formed twice.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nun.codec import pack, unpack
 from nun.core.clock import NODE_MAX
@@ -47,6 +50,8 @@ class Identity(NamedTuple):
     cluster_id: bytes
     node: int
     start: int
+    directory: bytes
+    promise: tuple[int, int] | None = None
 
 
 def read_identity(disk: Disk) -> Identity | None:
@@ -65,13 +70,20 @@ def read_identity(disk: Disk) -> Identity | None:
         raise FormatTooNew(f"{NODE} is of format {magic[-1:]!r}, expected {_MAGIC[-1:]!r}")
     try:
         match unpack(body):
-            case [bytes() as cluster_id, int() as node, int() as start] if (
-                len(cluster_id) == 16 and 1 <= node <= NODE_MAX and start >= 1
-            ):
-                return Identity(cluster_id, node, start)
+            case [
+                bytes() as cluster_id, int() as node, int() as start, bytes() as directory,
+                None | [int(), int()] as promise,
+            ] if (
+                len(cluster_id) == (16 if node else 0)
+                and 0 <= node <= NODE_MAX
+                and start >= 1
+                and len(directory) == 16
+            ):  # fmt: skip
+                promised = None if promise is None else (promise[0], promise[1])
+                return Identity(cluster_id, node, start, directory, promised)
     except WireError as error:
         raise DamagedFile(NODE, _HEAD.size, f"the identity is {error}") from error
-    raise DamagedFile(NODE, _HEAD.size, "expected [cluster id, node number, start]")
+    raise DamagedFile(NODE, _HEAD.size, "expected [cluster id, node number, start, ...]")
 
 
 def write_identity(disk: Disk, identity: Identity) -> None:
@@ -105,8 +117,11 @@ def _reserve_room(disk: Disk) -> None:
             raise
 
 
-def begin_start(disk: Disk) -> Identity:
+def begin_start(disk: Disk, alone: bool = True) -> Identity:
     """Raises `start`, durably, and returns the identity; makes one for a new directory.
+
+    Args:
+        alone: a new directory becomes a cluster of its own; else it is of none until it joins one.
 
     Raises:
         DamagedFile, FormatTooNew: what `read_identity` raises.
@@ -117,9 +132,12 @@ def begin_start(disk: Disk) -> Identity:
         raise StorageError(
             f"file {NODE} is missing beside a log; expected the identity of the node that wrote it"
         )
-    identity = (
-        Identity(os.urandom(16), 1, 1) if known is None else known._replace(start=known.start + 1)
-    )
+    if known is not None:
+        identity = known._replace(start=known.start + 1)
+    else:
+        identity = Identity(b"", 0, 1, os.urandom(16))
+    if alone and not identity.node:
+        identity = identity._replace(cluster_id=os.urandom(16), node=1)
     write_identity(disk, identity)
     return identity
 
@@ -167,9 +185,24 @@ class DataDirectory:
         """Who the node is; None before its first start."""
         return read_identity(self.disk)
 
-    def begin_start(self) -> Identity:
+    def begin_start(self, alone: bool = True) -> Identity:
         """See the function of this name."""
-        return begin_start(self.disk)
+        return begin_start(self.disk, alone)
+
+    def become(self, cluster_id: bytes, node: int) -> Identity:
+        """Makes durable which node of which cluster this directory is."""
+        return self._keep(cluster_id=cluster_id, node=node)
+
+    def keep_promise(self, reign: int, node: int) -> Identity:
+        """Makes a promise durable: nothing of an older reign is applied or acked here from now on."""
+        return self._keep(promise=(reign, node))
+
+    def _keep(self, **changed: Any) -> Identity:
+        known = self.identity
+        assert known is not None
+        identity = known._replace(**changed)
+        write_identity(self.disk, identity)
+        return identity
 
     def close(self) -> None:
         """Lets the directory go."""

@@ -348,6 +348,68 @@ class Oplog:
         self.last = position
         self._synced = position.seq
 
+    def truncate_after(self, seq: int) -> None:
+        """Takes back all entries above `seq`, which the log holds; 0 empties a log that begins with seq 1.
+
+        Whole segments go newest first, each name durably; then the one that holds `seq` is replaced by rename with a
+        copy that ends there. A crash leaves a log that ends somewhere between.
+
+        Raises:
+            OSError: the log may still hold some of it; the process stops and recovers.
+        """
+        assert self._synced == (0 if self.last is None else self.last.seq), "sync first"
+        assert self.first_seq <= seq + 1, f"the log begins at {self.first_seq}"
+        try:
+            while self._segments and self._segments[-1].first_seq > seq:
+                self._give_up_newest()
+            if not self._segments:
+                self.last = None
+                self._synced = 0
+                return
+            segment = self._segments[-1]
+            if self._file is None:
+                self._file = self._disk.open(segment.name)
+            data = self._file.read(0, segment.end)
+            end, last = seg.HEADER_BYTES, None
+            while (head := seg.head_at(data, end, segment.header)) is not None:
+                if not head.is_mark and head.position.seq > seq:
+                    break
+                end, last = head.end, head.position
+            assert last is not None
+            assert last.seq == seq
+            self._replace_newest(segment, data[:end])
+        except OSError as error:
+            self._failed = error
+            raise
+        self.last = last
+        self._synced = seq
+
+    def _give_up_newest(self) -> None:
+        segment = self._segments[-1]
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._disk.remove(segment.name)
+        self._disk.sync_names(seg.FOLDER)
+        del self._segments[-1]
+
+    def _replace_newest(self, segment: Segment, data: bytes) -> None:
+        """Puts a copy with these bytes, and zeros behind them, in the place of the newest segment."""
+        spare = f"{SPARE}{segment.header.number:016x}"
+        file = self._disk.open(spare, create=True)
+        file.truncate(0)
+        file.write(0, data)
+        for offset in range(len(data), segment.size, CHUNK_BYTES):
+            write_zeros(file, offset, min(offset + CHUNK_BYTES, segment.size))
+        file.sync()
+        self._disk.rename(spare, segment.name)
+        self._disk.sync_names(seg.FOLDER)
+        if self._file is not None:
+            self._file.close()
+        self._file = file
+        segment.end = len(data)
+        segment.marked = False
+
     def _give_up_oldest(self) -> None:
         segment = self._segments[0]
         spare = f"{SPARE}{segment.header.number:016x}"

@@ -11,6 +11,9 @@ One turn: `take` what has come in, append what it returns, `was_appended`; sync 
 what `durable` returns; ask for what `gap` says. Where the disk has no room, the owner keeps what `take` returned and
 appends it later: nothing is called durable meanwhile.
 
+Entries come from this node's own network process, or from the primary by way of the replicator. `fence` keeps out what
+an older primary, or this node as one, had decided and the followed history has not.
+
 I1  What is appended continues the log by exactly one seq an entry; an entry of an older epoch is never appended (P5).
 I2  announced <= appended <= received and synced <= appended; under `always`, announced <= synced.
 I3  Each position is announced at most once, and in order.
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from nun.core import effects as fx
-from nun.position import Position
+from nun.position import Epoch, Position
 
 GAP_PATIENCE_MS: Final = 100
 POLICIES: Final = ("always", "interval", "never")
@@ -32,6 +35,7 @@ class Commit:
     """The decisions of one storage writer.
 
     Attributes:
+        fence: nothing of an older epoch is taken.
         received, appended, synced: how far each has come; None: nowhere, in an empty log.
 
     Args:
@@ -51,6 +55,7 @@ class Commit:
         self._last_sync_ms: int | None = None
         self._known_seq = self.next_seq - 1  # the highest that is known to exist
         self._gap_asked_ms: int | None = None
+        self.fence = Epoch(0, 0, 0)
 
     @property
     def next_seq(self) -> int:
@@ -72,6 +77,8 @@ class Commit:
             kind, position, _ = fx.decode_head(frame)
             seq = position.seq
             if seq < expected or (received is not None and position < received):
+                continue
+            if position.epoch < self.fence:
                 continue
             if seq == expected and kind == fx.ENTRY:
                 taken.append((position, frame))

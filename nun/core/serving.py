@@ -129,9 +129,10 @@ class Serving:
             core.out.to_network.append((pm.ACKED, *told))
 
     def durable(self) -> None:
-        """This node's own disk has more."""
-        self._beat_wanted = True
+        """This node's own disk has more: replicas show nothing before they know that, so they are told at once."""
         self.count()
+        self._beat_ns = 0
+        self.beat()
 
     # Where somebody stands
 

@@ -24,7 +24,7 @@ from storage.oplog import Oplog
 from tests.support.logs import entry
 from tests.support.sim_disk import Crashed, How, SimDisk
 
-KNOWN = Identity(b"0123456789abcdef", 7, 41)
+KNOWN = Identity(b"0123456789abcdef", 7, 41, b"d" * 16, (3, 2))
 
 
 class TestIdentity:

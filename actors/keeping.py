@@ -1,0 +1,113 @@
+"""What the storage writer does for the replicator: promises, the identity, the cut of the log, held and copied files.
+
+I1  KEPT without an error means: it is on disk.
+I2  After a cut or a copy this process writes nothing more: the node goes on from disk, in new processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from actors import sockets
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.codec import pack, unpack
+from nun.errors import StorageError
+from nun.position import Epoch
+from storage.directory import Identity
+
+if TYPE_CHECKING:
+    from actors.writer import Writer
+
+
+class Keeping:
+    """The writer's end of its channel with the replicator.
+
+    Attributes:
+        settled: what a majority has on disk, as the replicator said; snapshots hold no more.
+        held: whether files and log are to stay as they are, for somebody who copies them.
+    """
+
+    def __init__(self, writer: Writer, identity: Identity) -> None:
+        self._writer = writer
+        self._identity = identity
+        self._held_until = 0.0
+        self.settled = writer.snapshots.position
+        self._socket = sockets.replica_acks_dealer(writer.child.context, writer.child.run_dir)
+        writer.loop.on_readable(self._socket, self._readable)
+        self._tell_state()
+
+    @property
+    def held(self) -> bool:
+        return time.monotonic() < self._held_until
+
+    def tell(self, message: tuple[Any, ...]) -> None:
+        """Sends a message to the replicator."""
+        sockets.send_frame(self._socket, pack(message))
+
+    def _tell_state(self) -> None:
+        writer, identity = self._writer, self._identity
+        self.tell(
+            (
+                pm.WRITER_STATE,
+                identity.cluster_id or None,
+                identity.node,
+                identity.start,
+                identity.directory,
+                identity.promise,
+                writer.commit.synced,
+                writer.oplog.first_seq,
+                writer.snapshots.position,
+                None,
+            )
+        )
+
+    def _readable(self) -> bool:
+        while (frame := sockets.receive_frame(self._socket)) is not None:
+            self._hear(unpack(frame))
+        return True
+
+    def _hear(self, message: list[Any]) -> None:
+        writer = self._writer
+        match message:
+            case [m.ENTRIES, list() as frames]:
+                writer.take(frames)
+            case [pm.SETTLED, seq]:
+                self.settled = max(seq, self.settled)
+            case [pm.FENCE, epoch]:
+                writer.commit.fence = max(writer.commit.fence, Epoch(*epoch))
+            case [pm.ASK_WRITER_STATE]:
+                self._tell_state()
+            case [pm.KEEP_PROMISE, ticket, reign, number]:
+                self._keep(ticket, lambda: self._promise(reign, number))
+            case [pm.BECOME, ticket, cluster_id, number]:
+                self._keep(ticket, lambda: self._become(cluster_id, number))
+            case [pm.CUT, ticket, common, epoch]:
+                self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
+
+    def _keep(self, ticket: int, work: Callable[[], None]) -> None:
+        """Does it, and says what became of it. A sync that failed ends the process, as everywhere."""
+        try:
+            work()
+        except StorageError as error:
+            self.tell((pm.KEPT, ticket, str(error)))
+        else:
+            self.tell((pm.KEPT, ticket, None))
+
+    def _promise(self, reign: int, number: int) -> None:
+        self._identity = self._writer.directory.keep_promise(reign, number)
+
+    def _become(self, cluster_id: bytes, number: int) -> None:
+        new = not self._identity.node
+        self._identity = self._writer.directory.become(cluster_id, number)
+        if new:
+            self._writer.tell_recovered(self._identity)
+
+    def _cut(self, common: int, epoch: Epoch) -> None:
+        writer = self._writer
+        writer.commit.fence = max(writer.commit.fence, epoch)
+        writer.make_durable()
+        writer.loop.forget(writer.stream)
+        writer.oplog.truncate_after(common)
