@@ -14,8 +14,8 @@
 Little endian. The directory of a node on its own becomes a cluster of its own: a random cluster id and node number 1.
 That of a node of a cluster has neither until it has joined: no cluster id, number 0. The directory id is random and
 tells a directory from another that takes its place. `promise` is nil or [reign, node number]: nothing of an older reign
-is applied or acked here. `start` is raised, durably, each time the processes start, before anything is stamped: no epoch
-is ever formed twice.
+is applied or acked here. `start` is raised, durably, each time the processes start, before anything is stamped: no
+epoch is ever formed twice.
 """
 
 from __future__ import annotations
