@@ -14,9 +14,15 @@ from actors import sockets
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.core.outbox import items_of_entries
+from nun.core.state import NodeState
 from nun.errors import StorageError
 from nun.position import Epoch
 from storage.directory import Identity
+from storage.manifest import read_state
+from storage.oplog import LogReader
+from storage.outbox import Outbox
+from storage.recovery import entries
 
 if TYPE_CHECKING:
     from actors.writer import Writer
@@ -27,6 +33,7 @@ class Keeping:
 
     Attributes:
         settled: what a majority has on disk, as the replicator said; snapshots hold no more.
+        outbox: what this node has taken and the primary has not settled.
         held: whether files and log are to stay as they are, for somebody who copies them.
     """
 
@@ -34,6 +41,7 @@ class Keeping:
         self._writer = writer
         self._identity = identity
         self._held_until = 0.0
+        self.outbox = Outbox(writer.directory.disk)
         self.settled = writer.snapshots.position
         self._socket = sockets.replica_acks_dealer(writer.child.context, writer.child.run_dir)
         writer.loop.on_readable(self._socket, self._readable)
@@ -96,6 +104,11 @@ class Keeping:
         else:
             self.tell((pm.KEPT, ticket, None))
 
+    def keep_items(self, items: list[tuple[int, bytes]]) -> None:
+        """Makes items of the outbox durable, and says so."""
+        self.outbox.append(items)
+        self._writer.tell((pm.OUTBOX_DURABLE, items[-1][0]))
+
     def _promise(self, reign: int, number: int) -> None:
         self._identity = self._writer.directory.keep_promise(reign, number)
 
@@ -106,8 +119,20 @@ class Keeping:
             self._writer.tell_recovered(self._identity)
 
     def _cut(self, common: int, epoch: Epoch) -> None:
+        """Client writes above the common entry go to the outbox, and only then from the log (P1)."""
         writer = self._writer
         writer.commit.fence = max(writer.commit.fence, epoch)
-        writer.make_durable()
+        last_seq = writer.make_durable()
         writer.loop.forget(writer.stream)
+        disk = writer.directory.disk
+        reader = LogReader(disk)
+        found = read_state(disk)
+        state = NodeState() if found is None else found[0]
+        files_seq = 0 if state.position is None else state.position.seq
+        for position, effects in entries(reader, files_seq + 1, last_seq):
+            state.apply(position, effects)
+        names = {number: info.name for number, info in state.databases.items()}
+        items = items_of_entries(entries(reader, common + 1, last_seq), names)
+        self.outbox.add(items)
         writer.oplog.truncate_after(common)
+        writer.log.warning("cut", common=common, last=last_seq, proposed_again=len(items))

@@ -26,13 +26,16 @@ from actors.floods import FloodGuard
 from actors.processes import describe_processes
 from actors.secrets import check_secret, hash_secret
 from nun import messages as m
+from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core.network import NetworkCore, Output, Settings
+from nun.core.network import NetworkCore, Output
+from nun.core.settings import Settings
 from nun.errors import Compacted, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
 from storage.disk import RealDisk
 from storage.oplog import LogReader
+from storage.outbox import read_outbox
 from storage.recovery import load
 
 BEAT_S: Final = 0.1
@@ -90,7 +93,9 @@ class Network:
         _, cluster_id, node, start, _, directory = message
         began = time.monotonic()
         try:
-            loaded = load(RealDisk(self.config.node.data_dir), self.reader)
+            disk = RealDisk(self.config.node.data_dir)
+            loaded = load(disk, self.reader)
+            outbox = read_outbox(disk)
         except StorageError as error:
             self.child.fail(str(error), 3)
             return
@@ -124,6 +129,7 @@ class Network:
             loaded.tables,
             _random,
             time.monotonic_ns(),
+            outbox,
         )
         gc.collect()
         gc.freeze()
@@ -289,7 +295,9 @@ class Network:
         core = self.core
         if core is None:
             return
-        if kind == m.GAP:
+        if kind == pm.OUTBOX_DURABLE:
+            core.outbox_durable(message[1], time.monotonic_ns())
+        elif kind == m.GAP:
             core.entries_wanted(message[1])
         elif kind == m.DISK:
             core.disk_changed(message[1], message[2].decode())
@@ -311,6 +319,8 @@ class Network:
         while True:
             if out.publish is not None:
                 sockets.send_frame(self.stream, out.publish)
+            for item in out.items:
+                sockets.send_frame(self.stream, item)
             if out.sends:
                 self.send_all(out.sends)
             for message in out.to_writer:

@@ -28,7 +28,9 @@ from actors.child import EXIT_CANNOT_START, Child, run_child
 from actors.keeping import Keeping
 from actors.snapshotting import FULL_ERRNOS, Snapshotting
 from nun import messages as m
+from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.core import effects as fx
 from nun.core.commit import Commit
 from nun.errors import DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
@@ -167,15 +169,21 @@ class Writer:
     def stream_readable(self) -> bool:
         """One turn: drain what was published, append it, sync, announce."""
         frames: list[bytes] = []
+        items: list[tuple[int, bytes]] = []
         size = 0
         stream, receive = self.stream, sockets.receive_frame
-        while len(frames) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
+        while len(frames) + len(items) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
             frame = receive(stream)
             if frame is None:
                 break
-            frames.append(frame)
+            if fx.is_item(frame):
+                items.append(fx.decode_item(frame))
+            else:
+                frames.append(frame)
             size += len(frame)
-        return self.take(frames)
+        if items and self.keeping is not None:
+            self.keeping.keep_items(items)
+        return self.take(frames) or bool(items)
 
     def take(self, frames: Sequence[bytes]) -> bool:
         """Appends, syncs and announces what is new in these frames."""
@@ -252,6 +260,8 @@ class Writer:
                     self.following = True
                 case [m.TAKE_SNAPSHOT, ticket, databases, reclaim]:
                     self.snapshotting.ask(databases, reclaim, self.answer(ticket))
+                case [pm.OUTBOX_DONE, number] if self.keeping is not None:
+                    self.keeping.outbox.done(number)
                 case [m.ASK_STORAGE, ticket]:
                     self.tell((m.STORAGE, ticket, self.describe()))
         return True

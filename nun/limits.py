@@ -47,6 +47,14 @@ UNREAD_MESSAGES_MAX: Final = (
 OP_STREAM_MESSAGES_MAX: Final = (
     100_000  # entries and beats waiting for a local subscriber (high-water mark, both ends)
 )
+OUTBOX_BYTES_MAX: Final = (
+    256 * MIB
+)  # writes that this node has taken and the primary has not settled
+NOTICES_PER_CLIENT_MAX: Final = (
+    10_000  # outcomes that wait for one client; older ones stay in the ledger only
+)
+OUTCOMES_SEEN_MAX: Final = 10_000  # outcomes that one request may acknowledge
+WAITS_MAX: Final = 100_000  # requests that wait for what becomes of another
 NODE_STREAM_MESSAGES_MAX: Final = 10_000  # entries and beats waiting for one other node
 NODE_MESSAGES_MAX: Final = 10_000  # requests and answers waiting for one other node
 PENDING_BYTES_MAX: Final = 256 * MIB  # entries decided and not yet durable, kept to be sent again

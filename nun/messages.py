@@ -52,6 +52,13 @@ SNAPSHOT: Final = 27  # [27, token, number, names or nil, reclaim]
 STATUS: Final = 28  # [28, token, number]
 PROMOTE: Final = 30  # [30, token, number, name, force]
 CLUSTER: Final = 31  # [31, token, number]
+OUTCOMES: Final = (
+    32  # [32, token, number]     notices of this client id come as OUTCOME from now on
+)
+OUTCOMES_SEEN: Final = 33  # [33, token, number, floor, op_ids]
+WAIT: Final = (
+    34  # [34, token, number, request, level, patience]     answered as that request of this client
+)
 
 # A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
 ON_VERSION: Final = (
@@ -88,6 +95,8 @@ EVENTS: Final = (
 )
 #   event: [kind, key, value, version, op_id, seq]; it costs len(body) of the watch's credit
 RECEIPT: Final = 202  # [202, status, number, result, position, op_id, receipt]   a large reply; show `receipt` in PING
+OUTCOME: Final = 204  # [204, op_id, notice]
+#   notice: msgpack bytes of the map that nun/core/ledger.py describes; it comes again until OUTCOMES_SEEN names it
 WATCH_ENDED: Final = 203  # [203, watch, code, message, fields]
 
 # Kinds of events.

@@ -68,8 +68,14 @@ class DataRequests:
                 core.reply(session, number, self._connections(database))
                 return
         packed = table.records.get(key)
+        tentative = core.tentative.record_of(database, key) if core.tentative.shown else None
+        if tentative is not None:
+            packed = tentative
         if packed is not None and packed[3] >= 0x80:
             packed = None
+        if tentative is not None and core.level is None:
+            core.tentative.reply(session, number, database, (key,), packed)
+            return
         waits_for = None
         if self._stream.pending or self._stream.open is not None:
             waits_for = self._stream.waits_for(database, (key,))
@@ -86,6 +92,13 @@ class DataRequests:
         joined = check_keys(keys)
         rights.check_many("r", keys, joined)
         records = list(map(table.records.get, keys))
+        if core.tentative.shown and core.level is None:
+            shown = [core.tentative.record_of(database, key) for key in keys]
+            if any(shown):
+                both = zip(shown, records, strict=True)
+                records = [committed if own is None else own for own, committed in both]
+                core.tentative.reply(session, number, database, keys, records)
+                return
         core.check_reply_size(sum(map(len, filter(None, records))))
         waits_for = None
         if self._stream.pending or self._stream.open is not None:
@@ -168,7 +181,10 @@ class DataRequests:
             else:
                 value = argument if kind == m.SET else b"%d" % total
                 new = pack_head(version, op_id) + value
-                stream.add((fx.PUT, database, op_id, version, replaced, key, value))
+                effect: fx.Effect = (fx.PUT, database, op_id, version, replaced, key, value)
+                if kind == m.INCREMENT:
+                    effect = (fx.INCREMENTED, *effect[1:], argument)
+                stream.add(effect)
             table.replace(key, new)
             entry.changes.append(fx.RecordChange(database, (key,), (new,)))
         answer: Any = version if kind != m.INCREMENT else [version, total]

@@ -16,6 +16,8 @@ element is its kind:
     EPOCH           [kind, cluster_id, members, next_number]              the first effect of every epoch
     MEMBERS         [kind, members, next_number]                          a node has become a member, or started anew
     OUTBOX          [kind, node number, outbox number]                    that node's proposals up to here are decided
+    NOTICE          [kind, client_id, op_id, notice]                      a losing write's outcome, for its client
+    SEEN            [kind, client_id, [op_id, ...]]                       its client has dealt with these
     INCREMENTED     [kind, database, op_id, version, replaced, key, value, delta]     a PUT that an increment came to
     OUTCOME         [kind, client_id, number, floor, status, op_id, result]  what became of one request
     FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
@@ -67,6 +69,8 @@ RECORDS: Final = 10
 MEMBERS: Final = 11
 OUTBOX: Final = 12
 INCREMENTED: Final = 13
+NOTICE: Final = 14
+SEEN: Final = 15
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -82,6 +86,8 @@ _LENGTHS: Final = {
     MEMBERS: 3,
     OUTBOX: 3,
     INCREMENTED: 8,
+    NOTICE: 4,
+    SEEN: 3,
 }
 
 _ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM

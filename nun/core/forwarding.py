@@ -4,6 +4,7 @@ On a node that is not the primary, `Forwarding` hands what changes data to the r
 client once the entry that it speaks of is shown here too: whoever wrote through a node reads its own writes there. On
 the primary, `Proposals` decides them as if a client of its own had asked, in order, and sends the replies back.
 
+    body of an item      [number of the item before it, its number, the item]         see nun/core/outbox.py
     body of a proposal   [message, level, client id, born, again, admin, user, first op id]
         message          the client's request; its floor as a plain number
         level            nil or [level, patience_ms]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _VIRTUAL: Final = b"\0proposal"  # no routing id of a ROUTER begins so: those are 0 and four bytes, or a client's choice
 _MS_NS: Final = 1_000_000
+_ITEM_PARTS: Final = 3
 RETRY_AFTER_MS: Final = 50
 
 
@@ -216,7 +218,13 @@ class Proposals:
     def _decide(self, peer: bytes, body: bytes) -> None:
         core = self._core
         try:
-            session, message, level = self._session(peer, body)
+            parts = unpack(body)
+            if len(parts) == _ITEM_PARTS:
+                if core.decides:
+                    origin = int.from_bytes(peer[len(_VIRTUAL) : len(_VIRTUAL) + 2], "little")
+                    core.items.decide(origin, *parts)
+                return  # what became of it shows in the stream
+            session, message, level = self._session(peer, parts)
         except (WireError, ValueError, TypeError):
             self.sessions[peer] = Session(peer, 0, b"", 0)
             core.refuse(peer, 0, BadRequest("a proposal is an array of eight"))
@@ -240,9 +248,9 @@ class Proposals:
             core.level = level
             core.handle(session, message)
 
-    def _session(self, peer: bytes, body: bytes) -> tuple[Session, list[Any], Level | None]:
+    def _session(self, peer: bytes, parts: list[Any]) -> tuple[Session, list[Any], Level | None]:
         core = self._core
-        message, told, client_id, born, again, admin, user, stamp = unpack(body)
+        message, told, client_id, born, again, admin, user, stamp = parts
         session = Session(peer, 0, client_id, 0)
         session.virtual = True
         session.born = born
@@ -283,6 +291,11 @@ class Proposals:
             rest += core.out.sends
             core.out.sends = []
         return rest
+
+
+def item_body(previous: int, number: int, item: bytes) -> bytes:
+    """The body of a proposal that is an item of this node's outbox."""
+    return pack((previous, number, item))
 
 
 def operations_of(message: Sequence[Any]) -> int:

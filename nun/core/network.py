@@ -20,7 +20,7 @@ from typing import Any, Final
 from nun import messages as m
 from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
-from nun.core.access import PERMISSION_PREFIX, Doorkeeper, Rights
+from nun.core.access import EVERYONE, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX, Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
 from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
@@ -28,15 +28,20 @@ from nun.core.cluster_requests import ClusterRequests
 from nun.core.data_requests import DataRequests
 from nun.core.forwarding import Forwarding, Proposals
 from nun.core.housekeeping import Housekeeping
+from nun.core.items import Items
 from nun.core.keyspace import Table
+from nun.core.ledger import Ledger
 from nun.core.levels import Level, Levels
 from nun.core.metrics import REQUEST_NAMES, Metrics
+from nun.core.outcomes import Outcomes
 from nun.core.replica import Adopter
 from nun.core.roles import Roles
 from nun.core.session_requests import SessionRequests
 from nun.core.sessions import Session
+from nun.core.settings import Settings
 from nun.core.state import NodeState, Row
 from nun.core.stream import PendingEntry, Stream
+from nun.core.tentative import Tentative
 from nun.core.views import Views, level_of
 from nun.core.watch_requests import WatchRequests
 from nun.core.watching import Watches
@@ -76,6 +81,7 @@ WRITES: Final = WRITES_TO_KEYS | {
     m.CREATE_USER,
     m.DROP_USER,
     m.SET_PERMISSIONS,
+    m.OUTCOMES_SEEN,
 }
 SHOWS_NOTHING: Final = (
     BadRequest,
@@ -88,34 +94,12 @@ SHOWS_NOTHING: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What an operator has set, as far as decisions depend on it."""
-
-    name: str
-    directory: bytes  # id of the data directory
-    admin_user: str
-    admin_password: str
-    tombstone_retention_s: float
-    sessions_max: int
-    watches_max: int
-    watches_per_session_max: int
-    unread_bytes_max: int
-    pending_bytes_max: int
-    request_rows_bytes_max: int
-    databases_max: int
-    clustered: bool = False  # whether there is a replicator
-    address: str = ""  # where clients reach this node
-    ack: int = m.ACK_PRIMARY  # the ack level of writes that name none
-    min_replicas: int = 0  # fewer live ones than these: no writes
-    max_clock_offset_ms: int = 500
-
-
 @dataclass(slots=True)
 class Output:
     """What is to be done, in this order."""
 
     publish: bytes | None = None
+    items: list[bytes] = field(default_factory=list)  # frames for the outbox, on the op stream too
     sends: list[tuple[bytes, bytes]] = field(default_factory=list)  # (routing id, frame)
     to_writer: list[tuple[Any, ...]] = field(default_factory=list)
     to_replicator: list[tuple[Any, ...]] = field(default_factory=list)
@@ -138,6 +122,7 @@ class NetworkCore:
         tables: the records of each database, as recovered.
         random: gives a fresh 64-bit secret each time it is called; the only source of chance.
         now_ns: monotonic time at the start.
+        outbox: the number of its next item, and the items that it holds.
     """
 
     def __init__(
@@ -150,6 +135,7 @@ class NetworkCore:
         tables: dict[int, dict[bytes, bytes]],
         random: Callable[[], int],
         now_ns: int,
+        outbox: tuple[int, Sequence[tuple[int, bytes]]] = (1, ()),
     ) -> None:
         self.settings = settings
         self.state = state
@@ -180,6 +166,10 @@ class NetworkCore:
         self.views = Views(self)
         self.cluster = ClusterRequests(self)
         self.housekeeping = Housekeeping(self)
+        self.outcomes = Outcomes(self)
+        self.ledger = Ledger(self)
+        self.items = Items(self)
+        self.tentative = Tentative(self, *outbox)
         self.greetings = SessionRequests(self)
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
@@ -191,6 +181,7 @@ class NetworkCore:
             **self.batches.handlers(),
             **self.admin.handlers(),
             **self.cluster.handlers(),
+            **self.outcomes.handlers(),
         }
 
     @property
@@ -267,6 +258,7 @@ class NetworkCore:
         self.watches.feed(released)
         if self.settings.clustered:
             self.forwarding.shown(durable)
+            self.tentative.settled(self.levels.settled)
             self.views.shown(durable)
 
     def entries_received(self, frames: Sequence[bytes], now_ns: int, unix_ms: int) -> None:
@@ -283,6 +275,11 @@ class NetworkCore:
         self.unix_ms = unix_ms
         self.settle()
         self.roles.hear(message)
+
+    def outbox_durable(self, number: int, now_ns: int) -> None:
+        """The storage writer has items of the outbox up to this one on disk."""
+        self.now_ns = now_ns
+        self.tentative.durable(number)
 
     def entries_wanted(self, seq: int) -> None:
         """The storage writer missed entries from this one on."""
@@ -331,6 +328,9 @@ class NetworkCore:
         self.levels.tick(now_ns)
         self.views.tick()
         self.forwarding.tick()
+        self.outcomes.tick()
+        self.tentative.tick()
+        self.close()
 
     # Replies
 
@@ -450,15 +450,20 @@ class NetworkCore:
                         self.levels.check(level, len(self.state.members)), deadline_ns
                     )
                 if not self.decides:
-                    self._forward(session, message)
+                    self._take_or_forward(session, message)
                     return
             self.metrics.requests[kind] += 1
             handler(session, message)
         except RequestError as error:
             self._refused(session.peer, message[2], error)
 
-    def _forward(self, session: Session, message: list[Any]) -> None:
-        """Hands a write to the primary. Who asks is known here; whether that may be done is judged there."""
+    def _take_or_forward(self, session: Session, message: list[Any]) -> None:
+        """Takes a local write, or hands it to the primary: who asks is known here, what that may is judged there."""
+        level = self.settings.ack if self.level is None else self.level.level
+        if level == m.ACK_LOCAL and message[0] in WRITES_TO_KEYS:
+            self.metrics.requests[message[0]] += 1
+            self.tentative.take(session, message)
+            return
         user: bytes | None = None
         if message[0] in WRITES_TO_KEYS:
             self.grant(session, message[4])
@@ -539,6 +544,15 @@ class NetworkCore:
         session.stamp = 0
         self.stream.clock.observe(first + (count - 1) * TICK)
         return first
+
+    def guarded_changed(self, database: int, key: bytes) -> None:
+        """A key was changed; of a user, token or permission list sessions here must feel it."""
+        if key.startswith(PERMISSION_PREFIX):
+            self.refresh_rights(database, key.removeprefix(PERMISSION_PREFIX))
+        elif key.startswith(USER_PREFIX):
+            self.admin.revoke(database, key.removeprefix(USER_PREFIX))
+        elif key == TOKEN_KEY:
+            self.admin.revoke(database, EVERYONE)
 
     def rights_of(self, database: int, user: bytes, admin: bool) -> Rights:
         """The rights of a user in a database: one object each, so that a change reaches every session."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nun.codec import unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.access import EVERYONE, GUARDED_PREFIX, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
+from nun.core.access import GUARDED_PREFIX
 from nun.core.clock import TICK
 from nun.core.keyspace import Table
 from nun.core.record import ABSENT
@@ -84,12 +84,17 @@ class Adopter:
                 core.admin.database_dropped(effect[1])
             elif kind in (fx.EPOCH, fx.MEMBERS):
                 told = True
+            elif kind == fx.OUTBOX:
+                core.tentative.decided(position.seq, effect[1], effect[2])
+            elif kind == fx.NOTICE:
+                core.outcomes.push(entry, *effect[1:])
             else:
                 for change in fx.record_changes((effect,)):
                     self._change(change)
                     entry.changes.append(change)
         core.state.apply(position, effects)
         core.stream.clock.observe(core.state.highest_op_id)
+        core.outcomes.decided(effects)
         if told:
             core.roles.tell_state()
 
@@ -109,14 +114,4 @@ class Adopter:
         for key, packed in zip(change.keys, change.records, strict=True):
             table.replace(key, packed)
             if key.startswith(GUARDED_PREFIX):
-                self._guarded_changed(change.database, key)
-
-    def _guarded_changed(self, database: int, key: bytes) -> None:
-        """A user, token or permission list was changed: sessions here must feel it."""
-        core = self._core
-        if key.startswith(PERMISSION_PREFIX):
-            core.refresh_rights(database, key.removeprefix(PERMISSION_PREFIX))
-        elif key.startswith(USER_PREFIX):
-            core.admin.revoke(database, key.removeprefix(USER_PREFIX))
-        elif key == TOKEN_KEY:
-            core.admin.revoke(database, EVERYONE)
+                self._core.guarded_changed(change.database, key)

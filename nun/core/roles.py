@@ -174,12 +174,15 @@ class Roles:
                 self.following = True
                 self.primary_durable = max(self.primary_durable, durable)
                 core.levels.acked(settled, (), 0)
+                core.tentative.settled(settled)
                 core.release()
             case [pm.ACKED, int() as settled, list() as replicas, int() as live]:
                 core.levels.acked(settled, replicas, live)
+                core.tentative.settled(settled)
             case [pm.PRIMARY_IS, name, address]:
                 self.primary_is(_text(name), _text(address))
                 core.forwarding.primary_changed()
+                core.tentative.propose()
             case [pm.PROPOSALS, list() as proposals]:
                 core.proposals.take(proposals)
             case [pm.PROPOSED, list() as replies]:

@@ -34,6 +34,7 @@ class Session:
         "grants",
         "highest_number",
         "last_seen_ns",
+        "outcomes",
         "peer",
         "stamp",
         "token",
@@ -55,6 +56,7 @@ class Session:
         self.grants: dict[int, tuple[bytes, Rights]] = {}  # database -> (user, rights)
         self.watches: dict[int, Any] = {}
         self.unread_bytes = 0
+        self.outcomes = False  # it wants the notices of its client id
         self.virtual = False  # it stands for a proposal of another node
         self.stamp = 0  # the first op id of that proposal
         self._receipts: deque[tuple[int, int]] = deque()  # (receipt, bytes)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from nun.core import effects as fx
 from nun.core.clock import TICK
 from nun.errors import WireError
-from nun.limits import EPOCHS_KEPT_MAX
+from nun.limits import EPOCHS_KEPT_MAX, NOTICES_PER_CLIENT_MAX
 from nun.position import Epoch, Position
 
 _ROW_BYTES: Final = 160  # what a row costs beside its result, about
@@ -83,6 +83,7 @@ class NodeState:
         self.cluster_id = b""
         self.members: dict[int, Member] = {}
         self.next_number = 1  # no member ever had this number or one above it
+        self.notices: dict[bytes, dict[int, bytes]] = {}  # client id -> op id of the losing write
         self.outboxes: dict[
             int, int
         ] = {}  # node number -> the last of its proposals that is decided
@@ -164,8 +165,27 @@ class NodeState:
             self.forget(effect[1], effect[2])
         elif kind == fx.MEMBERS:
             self._take_members(effect[1], effect[2])
+        elif kind == fx.NOTICE:
+            self._notice(effect[1], effect[2], effect[3])
+        elif kind == fx.SEEN:
+            self._seen(effect[1], effect[2])
         elif kind == fx.OUTBOX:
             self.outboxes[effect[1]] = max(effect[2], self.outboxes.get(effect[1], 0))
+
+    def _notice(self, client_id: bytes, op_id: int, notice: bytes) -> None:
+        """A client is to be told; of too many the oldest go, the ledger has them still."""
+        notices = self.notices.setdefault(client_id, {})
+        notices[op_id] = notice
+        if len(notices) > NOTICES_PER_CLIENT_MAX:
+            del notices[next(iter(notices))]
+
+    def _seen(self, client_id: bytes, op_ids: Sequence[int]) -> None:
+        notices = self.notices.get(client_id)
+        if notices is not None:
+            for op_id in op_ids:
+                notices.pop(op_id, None)
+            if not notices:
+                del self.notices[client_id]
 
     def _take_members(self, members: Mapping[int, Sequence[Any]], next_number: int) -> None:
         self.members = {
@@ -243,6 +263,7 @@ class NodeState:
             self.members,
             self.next_number,
             self.outboxes,
+            self.notices,
             [[*epoch, seq] for epoch, seq in self.epochs],
             [[info.number, info.name, info.options] for info in self.databases.values()],
             self.next_database,
@@ -270,6 +291,7 @@ class NodeState:
                 members,
                 next_number,
                 outboxes,
+                notices,
                 epochs,
                 databases,
                 state.next_database,
@@ -280,6 +302,7 @@ class NodeState:
             ) = dumped
             state._take_members(members, next_number)
             state.outboxes = dict(outboxes)
+            state.notices = {client_id: dict(held) for client_id, held in notices.items()}
             state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
             for number, name, options in databases:
                 state.take_database([fx.DATABASE, number, name, options])

@@ -13,7 +13,8 @@ from typing import Any
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core.network import NetworkCore, Settings
+from nun.core.network import NetworkCore
+from nun.core.settings import Settings
 from nun.core.state import NodeState
 from nun.limits import MIB
 from tests.support.raw_client import Reply

@@ -1,0 +1,176 @@
+"""Deciding items on the primary: writes that were shown or acknowledged before they were decided.
+
+Such a write is judged by the op id of the record that it was made on, whatever its client had said: a week-old plain
+set must not erase what it never saw. It keeps its op id, and is never merely refused: what cannot be accepted any more
+becomes an entry of the ledger, with its value, and its writer is told.
+
+I1  Items of a node are decided in order of their numbers, without a hole, each once.
+I2  A request that was decided before, by this primary or another of this history, is not decided again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nun import messages as m
+from nun.codec import pack
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.accept import incremented
+from nun.core.keyspace import Table
+from nun.core.outbox import Item, Operation, decode_item
+from nun.core.record import ABSENT
+from nun.errors import NotANumber, VersionConflict
+from nun.limits import VERSION_MAX
+
+if TYPE_CHECKING:
+    from nun.core.network import NetworkCore
+
+
+class Items:
+    """Decides items."""
+
+    def __init__(self, core: NetworkCore) -> None:
+        self._core = core
+
+    def decide(self, origin: int, previous: int, number: int, data: bytes) -> None:
+        """Decides item `number` of a node, unless it is decided or the one before it is not. Raises WireError."""
+        core = self._core
+        last = core.state.outboxes.get(origin, 0)
+        if not previous <= last < number:
+            return
+        item = decode_item(data)
+        core.settle()
+        core.stream.entry()
+        self._decide(item)
+        entry = core.stream.add((fx.OUTBOX, origin, number))
+        core.tentative.decided(entry.seq, origin, number)
+
+    def _decide(self, item: Item) -> None:
+        core = self._core
+        client = core.state.clients.get(item.client_id)
+        if client is not None and item.number in client.rows:
+            return
+        info = core.state.database_named(item.database.decode("utf-8", "replace"))
+        if info is None and item.kind == m.CREATE_DATABASE:
+            self._create(item)
+            return
+        highest = max(operation.op_id for operation in item.operations)
+        core.stream.clock.observe(highest)
+        if info is None:
+            self._refuse_all(item, None, "its database is gone")
+            return
+        if client is not None and item.number < client.floor:
+            table = core.tables[info.number]
+            late = [one for one in item.operations if not _is_there(table, one)]
+            for operation in late:
+                reason = "it came too late to be told from a repeat"
+                core.ledger.refuse(item, operation, info.number, reason)
+            return
+        self._apply(item, info.number)
+
+    def _refuse_all(self, item: Item, database: int | None, reason: str) -> None:
+        for operation in item.operations:
+            self._core.ledger.refuse(item, operation, database, reason)
+        self._outcome(item, VersionConflict.code, [reason, item.operations[0].key])
+
+    def _create(self, item: Item) -> None:
+        """A database that the cut history had: made again, with its token."""
+        core = self._core
+        number = core.state.next_database
+        name = item.database.decode("utf-8", "replace")
+        core.stream.add((fx.DATABASE, number, name, {"strategy": "none"}))
+        core.tables[number] = Table()
+        for operation in item.operations:
+            self._write(number, operation, ABSENT, operation.argument)
+        self._outcome(item, 0, number)
+
+    def _apply(self, item: Item, database: int) -> None:
+        """Accepts what may be accepted, records the rest."""
+        core = self._core
+        table = core.tables[database]
+        answers: list[Any] = []
+        reasons: list[tuple[Operation, str]] = []
+        if item.atomic:
+            reasons = self._reasons(table, item)
+        for operation in item.operations:
+            reason = reasons[0][1] if reasons else self._reason(table, operation)
+            old = table.records.get(operation.key, ABSENT)
+            if _is_there(table, operation):
+                answers.append(record.version_of(old))
+            elif reason:
+                core.ledger.refuse(item, operation, database, reason)
+                answers.append([VersionConflict.code, reason, operation.key])
+            else:
+                value = operation.argument
+                if operation.kind == m.INCREMENT:
+                    value = b"%d" % incremented(operation.key, old, operation.argument)
+                version = self._write(database, operation, old, value)
+                summed = operation.kind == m.INCREMENT
+                answers.append([version, int(value)] if summed else version)
+        if item.kind in (m.SET_MANY, m.BATCH):
+            self._outcome(item, 0, [pack(answers)])
+        elif isinstance(answers[0], list) and len(answers[0]) == 3:
+            self._outcome(item, VersionConflict.code, answers[0][1:])
+        else:
+            self._outcome(item, 0, answers[0])
+
+    def _reasons(self, table: Table, item: Item) -> list[tuple[Operation, str]]:
+        """Why an atomic batch cannot be accepted. A later operation on a key builds on the earlier one."""
+        made: set[bytes] = set()
+        reasons = []
+        for operation in item.operations:
+            if operation.key not in made:
+                reason = self._reason(table, operation)
+                if reason:
+                    reasons.append((operation, reason))
+            made.add(operation.key)
+        return reasons
+
+    @staticmethod
+    def _reason(table: Table, operation: Operation) -> str:
+        """Why a write cannot be accepted; empty when it can."""
+        old = table.records.get(operation.key, ABSENT)
+        if record.version_of(old) >= VERSION_MAX:
+            return "its version cannot be counted up"
+        if operation.kind == m.INCREMENT:
+            try:
+                incremented(operation.key, old, operation.argument)
+            except NotANumber as error:
+                return error.message
+            return ""
+        alive = record.is_live(old)
+        if operation.base == record.op_id_of(old) or (not operation.base and not alive):
+            return ""
+        return "it was made on a record that has been replaced since"
+
+    def _write(self, database: int, operation: Operation, old: bytes, value: Any) -> int:
+        core = self._core
+        key, op_id = operation.key, operation.op_id
+        version = record.version_of(old) + 1
+        replaced = record.op_id_of(old)
+        if operation.kind == m.REMOVE:
+            new = record.tombstone(version, op_id)
+            core.stream.add((fx.TOMBSTONE, database, op_id, version, replaced, key))
+        else:
+            new = record.live(version, op_id, value)
+            effect: fx.Effect = (fx.PUT, database, op_id, version, replaced, key, value)
+            if operation.kind == m.INCREMENT:
+                delta = operation.argument
+                effect = (fx.INCREMENTED, database, op_id, version, replaced, key, value, delta)
+            core.stream.add(effect)
+        core.tables[database].replace(key, new)
+        core.stream.entry().changes.append(fx.RecordChange(database, (key,), (new,)))
+        core.guarded_changed(database, key)
+        return version
+
+    def _outcome(self, item: Item, status: int, result: Any) -> None:
+        op_id = item.operations[0].op_id
+        effect = (fx.OUTCOME, item.client_id, item.number, 0, status, op_id, result)
+        self._core.stream.add(effect)
+        self._core.outcomes.decided((effect,))
+
+
+def _is_there(table: Table, operation: Operation) -> bool:
+    """Whether the key holds this very write."""
+    return record.op_id_of(table.records.get(operation.key, ABSENT)) == operation.op_id

@@ -1,0 +1,275 @@
+"""`local` writes: taken, shown and answered by a node that is not the primary, and decided later.
+
+    taken: stamped, checked against what is shown  ->  outbox durable: answered  ->  proposed, in order  ->  decided: an
+    OUTBOX effect names its number  ->  that entry is settled: it leaves the outbox
+
+What is shown here is the newest item for the key, else the committed record. Items of an earlier life of this process,
+and writes that a change of primary cut off, are proposed like any other; the latter are not shown: this history has
+decided without them.
+
+I1  An item is shown and answered only once it is durable in the outbox (P3), and stays in it until settled (P1).
+I2  Items are proposed in order of their numbers, each naming the one before it.
+I3  The outbox is bounded in bytes; beyond, local writes are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.codec import pack
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.accept import check_condition, incremented, next_version
+from nun.core.arguments import (
+    check_delta,
+    check_key,
+    check_keys,
+    check_managed,
+    check_value,
+    columns,
+)
+from nun.core.clock import TICK
+from nun.core.data_requests import RIGHT_OF
+from nun.core.forwarding import item_body
+from nun.core.outbox import Item, Operation, encode_item
+from nun.core.record import ABSENT
+from nun.errors import BadRequest, Overloaded
+from nun.limits import OUTBOX_BYTES_MAX
+
+if TYPE_CHECKING:
+    from nun.core.network import NetworkCore
+    from nun.core.sessions import Session
+
+TICKETS_FROM: Final = (
+    2**62
+)  # the tickets of items begin here; those of forwarded requests stay below
+_AGAIN_NS: Final = 1_000_000_000
+
+
+class Tentative:
+    """The outbox of this node, as the network process sees it.
+
+    Args:
+        following: the number of the next item.
+        items: what the outbox holds, oldest first.
+    """
+
+    def __init__(
+        self, core: NetworkCore, following: int, items: Sequence[tuple[int, bytes]]
+    ) -> None:
+        self._core = core
+        self._following = following
+        self._items: dict[int, bytes] = dict(items)
+        self._bytes = sum(map(len, self._items.values()))
+        self._durable = following - 1
+        self._done = 0
+        self._answers: dict[int, list[tuple[bytes, bytes]]] = {}  # until the item is durable
+        self._requests: dict[tuple[bytes, int], tuple[int, bytes]] = {}  # -> item, reply
+        self._decided: list[tuple[int, int]] = []  # (seq, item) that are not settled yet
+        self._proposed_ns: int | None = None
+        self.shown: dict[
+            int, dict[bytes, tuple[bytes, int]]
+        ] = {}  # database -> key -> record, item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # Taking
+
+    def take(self, session: Session, message: list[Any]) -> None:
+        """Takes a write with ack level `local`. Raises what the accept rule and the checks raise."""
+        core = self._core
+        kind, number, database = message[0], message[2], message[4]
+        table, rights = core.grant(session, database)
+        known = self._requests.get((session.client_id, number))
+        if known is not None:
+            self._answer(known[0], session.peer, known[1])
+            return
+        kinds, keys, arguments, conditions = _operations_of(message)
+        for one, key in zip(kinds, keys, strict=True):
+            check_key(key)
+            if key.startswith(b"$"):
+                raise BadRequest("keys that begin with $ take no local writes")
+            rights.check(RIGHT_OF[one], key)
+            check_managed(key)
+        if self._bytes > OUTBOX_BYTES_MAX:
+            raise Overloaded(
+                f"{self._bytes} bytes wait for the primary",
+                limit="OUTBOX_BYTES_MAX",
+                retry_after_ms=1_000,
+            )
+        made: dict[bytes, bytes] = {}
+        operations: list[Operation] = []
+        answers: list[Any] = []
+        first = core.stream.clock.reserve(core.unix_ms, max(len(keys), 1))
+        shown = self.shown.get(database, {})
+        heads = []
+        for index, (one, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
+            op_id = first + index * TICK
+            held = made.get(key) or (
+                shown[key][0] if key in shown else table.records.get(key, ABSENT)
+            )
+            version = next_version(key, held, conditions.get(index))
+            heads.append(held)
+            operations.append(Operation(one, key, argument, record.op_id_of(held), op_id))
+            if one == m.REMOVE:
+                made[key] = record.tombstone(version, op_id)
+                answers.append(version)
+            elif one == m.INCREMENT:
+                total = incremented(key, held, argument)
+                made[key] = record.live(version, op_id, b"%d" % total)
+                answers.append([version, total])
+            else:
+                made[key] = record.live(version, op_id, argument)
+                answers.append(version)
+        atomic = kind == m.BATCH and message[5]
+        name = core.state.databases[database].name.encode()
+        item = Item(session.client_id, number, name, kind, atomic, operations, core.unix_ms)
+        result: Any = answers if kind == m.BATCH else answers[0] if answers else None
+        if kind == m.SET_MANY:
+            result = record.heads(heads)
+        reply = pack((0, number, result, None, first))
+        session.highest_number = max(session.highest_number, number)
+        self._put(item, database, made, session.peer, reply)
+
+    def _put(
+        self, item: Item, database: int, made: dict[bytes, bytes], peer: bytes, reply: bytes
+    ) -> None:
+        number = self._following
+        self._following += 1
+        data = encode_item(item)
+        self._items[number] = data
+        self._bytes += len(data)
+        self._requests[item.client_id, item.number] = (number, reply)
+        shown = self.shown.setdefault(database, {})
+        shown.update((key, (packed, number)) for key, packed in made.items())
+        self._core.out.items.append(fx.encode_item(number, data))
+        self._answer(number, peer, reply)
+
+    def _answer(self, number: int, peer: bytes, frame: bytes) -> None:
+        if number <= self._durable:
+            self._core.send(peer, frame)
+        else:
+            self._answers.setdefault(number, []).append((peer, frame))
+
+    def durable(self, number: int) -> None:
+        """The outbox has items up to this one on disk: they are answered, and proposed."""
+        for one in range(self._durable + 1, number + 1):
+            for peer, frame in self._answers.pop(one, ()):
+                self._core.send(peer, frame)
+        first, self._durable = self._durable + 1, max(number, self._durable)
+        self._propose(first)
+
+    # Reading
+
+    def record_of(self, database: int, key: bytes) -> bytes | None:
+        """What is shown tentatively for a key; None where nothing is."""
+        found = self.shown.get(database, {}).get(key)
+        return None if found is None else found[0]
+
+    def reply(
+        self, session: Session, number: int, database: int, keys: Sequence[bytes], result: Any
+    ) -> None:
+        """Answers a read that shows tentative values, once they are durable here."""
+        frame = pack((0, number, result, None, 0))
+        shown = self.shown.get(database, {})
+        items = [shown[key][1] for key in keys if key in shown]
+        self._answer(max(items, default=0), session.peer, frame)
+
+    # Proposing
+
+    def propose(self) -> None:
+        """Proposes everything again, to whoever is primary now."""
+        self._propose(0)
+
+    def _propose(self, first: int) -> None:
+        core = self._core
+        decided = max((item for _, item in self._decided), default=self._done)
+        ready = [number for number in self._items if decided < number <= self._durable]
+        bodies = []
+        previous = decided
+        for number in ready:
+            if number >= first:
+                bodies.append(
+                    (TICKETS_FROM + number, item_body(previous, number, self._items[number]))
+                )
+            previous = number
+        if not bodies:
+            return
+        if core.decides:
+            core.proposals.take([(core.number, ticket, body) for ticket, body in bodies])
+        elif core.roles.primary is not None:
+            self._proposed_ns = core.now_ns
+            core.out.to_replicator.append((pm.PROPOSE, [list(body) for body in bodies]))
+
+    def decided(self, seq: int, node: int, number: int) -> None:
+        """An OUTBOX effect has come: items of a node up to this one are decided."""
+        if node != self._core.number or number not in self._items:
+            return
+        self._decided.append((seq, number))
+        for database, shown in list(self.shown.items()):
+            for key in [key for key, (_, item) in shown.items() if item <= number]:
+                del shown[key]
+            if not shown:
+                del self.shown[database]
+
+    def settled(self, seq: int) -> None:
+        """Entries up to here are settled: items that they decided may go."""
+        done = 0
+        while self._decided and self._decided[0][0] <= seq:
+            done = self._decided.pop(0)[1]
+        if done:
+            self._done = max(done, self._done)
+            for number in [number for number in self._items if number <= done]:
+                self._bytes -= len(self._items.pop(number))
+            self._requests = {
+                request: known for request, known in self._requests.items() if known[0] > done
+            }
+            self._core.out.to_writer.append((pm.OUTBOX_DONE, done))
+
+    def tick(self) -> None:
+        """Proposes again what was not decided for a while."""
+        core = self._core
+        if self._items and (
+            self._proposed_ns is None or core.now_ns - self._proposed_ns > _AGAIN_NS
+        ):
+            self._proposed_ns = core.now_ns
+            self.propose()
+
+
+def _operations_of(
+    message: list[Any],
+) -> tuple[bytes, Sequence[bytes], Sequence[Any], dict[int, Any]]:
+    """(kinds, keys, arguments, conditions) of a write. Raises BadRequest or TooLarge."""
+    kind = message[0]
+    conditions: dict[int, Any] = {}
+    if kind == m.SET:
+        check_value(message[6])
+        conditions[0] = message[7]
+        kinds, keys, arguments = bytes([kind]), [message[5]], [message[6]]
+    elif kind == m.REMOVE:
+        conditions[0] = message[6]
+        kinds, keys, arguments = bytes([kind]), [message[5]], [None]
+    elif kind == m.INCREMENT:
+        check_delta(message[6])
+        kinds, keys, arguments = bytes([kind]), [message[5]], [message[6]]
+    else:
+        keys, arguments = columns(message[7] if kind == m.BATCH else message[5])
+        kinds = message[6] if kind == m.BATCH else bytes([m.SET]) * len(keys)
+        check_keys(keys)
+        if type(kinds) is not bytes or len(kinds) != len(keys):
+            raise BadRequest("a batch has one byte of kind an operation")
+        conditions.update((message[8] or {}) if kind == m.BATCH else {})
+        for one, argument in zip(kinds, arguments, strict=True):
+            if one == m.SET:
+                check_value(argument)
+            elif one == m.INCREMENT:
+                check_delta(argument)
+            elif one != m.REMOVE:
+                raise BadRequest("a local batch has sets, removes and increments only")
+    for condition in conditions.values():
+        check_condition(condition)
+    return kinds, keys, arguments, conditions
