@@ -1,0 +1,227 @@
+"""A simulated client: the real pure session on a simulated link, and what it asks one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import zmq
+
+from nun import messages as m
+from nun.client import operations as ops
+from nun.client.request import Grant, Request
+from nun.client.session import Session
+from nun.client.values import TEXT
+from nun.client.watches import WatchState
+from nun.codec import pack, unpack
+from nun.errors import UnknownOutcome
+from tests.simulation import zmq_model
+from tests.simulation.process import Failed
+from tests.simulation.world import MS, SECOND, Event, World
+
+USER: Final = "nun"
+PASSWORD: Final = "nun-pwd"
+
+Answered = Callable[[Request], Any]
+
+
+class LevelSession(Session):
+    """A session whose writes may carry an ack level."""
+
+    def _encode(self, request: Request) -> bytes | None:
+        frame = super()._encode(request)
+        level = getattr(request, "level", None)
+        if frame is None or level is None:
+            return frame
+        parts = unpack(frame)
+        parts[3] = [parts[3], *level]
+        return pack(parts)
+
+
+class Client:
+    """One client.
+
+    Args:
+        addresses: of nodes, in the order in which it tries them.
+    """
+
+    def __init__(
+        self, world: World, name: str, addresses: Sequence[str], database: str = "d"
+    ) -> None:
+        self.world = world
+        self.name = self.host = self.label = name
+        self.ahead = 0
+        self.addresses = list(addresses)
+        self.session = LevelSession(self.addresses, name.encode(), USER, PASSWORD)
+        self.grant = Grant(database, None, None)
+        self.context = zmq_model.Context(world.wires, self)
+        self.socket: zmq_model.Socket | None = None
+        self.watches: list[WatchState] = []
+        self.on_event: Callable[[WatchState, Any], None] | None = None
+        self.closed = False
+        self._answered: dict[Request, Answered] = {}
+        self._woken = False
+        self._timer: Event | None = None
+        self._timer_at = 0
+        self.serve()
+
+    @property
+    def now(self) -> float:
+        return self.world.now / SECOND + 100.0
+
+    @property
+    def address(self) -> str:
+        """Of the node that its link goes to."""
+        return self.session.address
+
+    # What its owner wants
+
+    def ask(self, request: Request, timeout: float, answered: Answered) -> None:
+        """Sends a request; `answered` is called with it once it is done."""
+        self._answered[request] = answered
+        request.deadline = self.now + timeout
+        frame = self.session.begin(request, self.now)
+        if frame is not None:
+            self.session.outbox.append((frame, request))
+        self.serve()
+
+    def retry(self, request: Request, timeout: float, answered: Answered) -> None:
+        """Asks again about a write whose outcome is unknown, as the same request."""
+        self._answered[request] = answered
+        request.deadline = self.now + timeout
+        self.session.retry(request, self.now)
+        if request.done:  # its answer had come meanwhile
+            self.session.finished.append(request)
+        self.serve()
+
+    def move(self) -> None:
+        """Goes on at another node."""
+        self.session._at += self.world.between(0, len(self.addresses) - 1)
+        self.session.broken(self.now, "it wants another node")
+        self.serve()
+
+    def watch(self, pattern: str, since: Any = None) -> WatchState:
+        watch = WatchState(self.grant, pattern, since, 100_000, TEXT)
+        watch.deadline = float("inf")
+        self.watches.append(watch)
+        self.session.watch(watch, self.now)
+        self.serve()
+        return watch
+
+    def close(self) -> None:
+        """The client is gone, without a word."""
+        self.closed = True
+        self.context.destroy()
+
+    # Link and time
+
+    def wake(self) -> None:
+        if not self._woken and not self.closed:
+            self._woken = True
+            self.world.after(self.world.between(10_000, 100_000), self._drain)
+
+    def _drain(self) -> None:
+        self._woken = False
+        if self.closed:
+            return
+        socket, generation = self.socket, self.session.generation
+        while socket is not None and socket.inbox and self.session.generation == generation:
+            self.session.receive(socket.recv(), self.now)
+        if "no message" in self.session.trouble:
+            raise Failed(f"{self.name}: {self.session.trouble}")
+        self.serve()
+
+    def _broke(self, socket: zmq_model.Socket) -> None:
+        if socket is self.socket and not self.closed:
+            while socket.inbox:
+                self.session.receive(socket.recv(), self.now)
+            self.session.broken(self.now, "the connection broke")
+            self.serve()
+
+    def serve(self) -> None:
+        """Opens a link when the session wants one, sends what is to be sent, hands out what has come."""
+        session = self.session
+        for _ in range(100):
+            if session.wants_link:
+                self._open()
+            socket, outbox = self.socket, session.outbox
+            while outbox and socket is not None and socket.connected:
+                frame, request = outbox.popleft()
+                if request is None or not request.done:
+                    socket.send(frame)
+                    if request is not None:
+                        request.sent = True
+            if not session.finished:
+                break
+            self._hand_out()
+        self._set_timer()
+
+    def _open(self) -> None:
+        if self.socket is not None:
+            old, self.socket = self.socket, None
+            old.close()
+        socket = self.socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.on_connected = self.wake
+        socket.on_broken = lambda: self._broke(socket)
+        self.context.sockets[:] = [socket]
+        socket.connect(self.session.address)
+        self.session.opened(self.now)
+
+    def _hand_out(self) -> None:
+        finished, self.session.finished = self.session.finished, []
+        for target in finished:
+            if isinstance(target, WatchState):
+                self._read(target)
+            else:
+                answered = self._answered.pop(target, None)
+                if answered is not None:
+                    answered(target)
+
+    def _read(self, watch: WatchState) -> None:
+        while True:
+            event = watch.take()
+            if watch.owed:
+                self.session.give_credit(watch, watch.take_owed())
+            if event is None:
+                return
+            if self.on_event is not None:
+                self.on_event(watch, event)
+
+    def _set_timer(self) -> None:
+        when = self.session.wakeup()
+        if when == float("inf"):
+            return
+        at = max(int((when - 100.0) * SECOND) + 1, self.world.now + MS)
+        if self._timer is not None:
+            if self._timer_at <= at and self._timer.call is not None:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self.world.at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if not self.closed:
+            self.session.tick(self.now)
+            self.serve()
+
+
+def with_level(request: Request, level: int | None, patience_ms: int = 3_000) -> Request:
+    """The write is answered once this ack level is reached."""
+    if level is not None:
+        request.level = (level, patience_ms)  # type: ignore[attr-defined]
+    return request
+
+
+def outcome(request: Request) -> tuple[str, Any]:
+    """("done", result), ("unknown", why) or ("refused", error) of a request that is done."""
+    try:
+        return "done", request.answer()
+    except UnknownOutcome as error:
+        return "unknown", error
+    except Exception as error:
+        return "refused", error
+
+
+__all__ = ["Client", "m", "ops", "outcome", "with_level"]

@@ -1,0 +1,319 @@
+"""What must hold in every run, checked while it runs and at its end. It sees every disk and every client at once.
+
+Names of promises are those of the design: P1 nothing acknowledged vanishes, P2 durable is durable, P3 nothing is shown
+that a restart takes back, P4 one order, P5 one primary an epoch, P6 complete watches, P7 the ledger balances; and
+every request takes effect at most once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.clock import TICK
+from nun.position import Epoch, Position
+from storage.oplog import LogReader
+from tests.simulation.process import Failed
+
+
+@dataclass
+class Change:
+    """One change of one key, as an entry has it."""
+
+    position: Position
+    database: int
+    key: bytes
+    op_id: int
+    replaced: int | None  # None: not told
+    value: bytes | None  # None: removed
+    delta: int | None = None
+
+
+def changes_of(position: Position, effects: list[fx.Effect]) -> list[Change]:
+    """Every change of a key in an entry, in order."""
+    found: list[Change] = []
+    for effect in effects:
+        kind = effect[0]
+        if kind == fx.PUT:
+            _, database, op_id, _, replaced, key, value = effect
+            found.append(Change(position, database, key, op_id, replaced, value))
+        elif kind == fx.INCREMENTED:
+            _, database, op_id, _, replaced, key, value, delta = effect
+            found.append(Change(position, database, key, op_id, replaced, value, delta))
+        elif kind == fx.TOMBSTONE:
+            _, database, op_id, _, replaced, key = effect
+            found.append(Change(position, database, key, op_id, replaced, None))
+        elif kind == fx.PUTS:
+            _, database, first, heads, payload = effect
+            keys, values = fx.keys_and_values(payload)
+            for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+                replaced = op_id_of(heads[12 * i : 12 * i + 12])
+                found.append(Change(position, database, key, first + i * TICK, replaced, value))
+        elif kind == fx.RECORDS:
+            _, database, _, keys, records, replaced_heads = effect
+            for i, (key, packed) in enumerate(zip(keys, records, strict=True)):
+                replaced = op_id_of(replaced_heads[12 * i : 12 * i + 12])
+                value = None if packed[3] >= 0x80 else packed[12:]
+                found.append(
+                    Change(position, database, key, op_id_of(packed[:12]), replaced, value)
+                )
+    return found
+
+
+op_id_of = record.op_id_of
+
+
+@dataclass
+class Disk:
+    """What one node's disk holds, as far as the oracle has been told."""
+
+    log: dict[int, Position] = field(default_factory=dict)
+    last: int = 0
+    announced: int = 0  # durable up to here, its writer said
+
+
+class Oracle:
+    """See the module's docstring.
+
+    Attributes:
+        entries: the frame of every entry that any disk was given, by position.
+        known: every change in them, by op id.
+        durable: every entry that a node has called durable, by node.
+        settled: the highest position that was called settled; None once a promotion was forced.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[Position, bytes] = {}
+        self.known: dict[int, Change] = {}
+        self.decoded: dict[Position, list[Change]] = {}
+        self.effects: dict[Position, list[fx.Effect]] = {}
+        self.disks: dict[str, Disk] = {}
+        self.durable: dict[str, set[Position]] = {}
+        self.numbers: dict[int, str] = {}
+        self.settled: Position | None = None
+        self.forced = False
+        self.epochs: dict[Epoch, str] = {}
+        self.checks = 0
+
+    # What nodes do
+
+    def watch(self, node: Any) -> None:
+        """Looks over the shoulder of each process that this node starts."""
+        self.disks[node.name] = Disk()
+        self.durable[node.name] = set()
+
+        def told(what: str, process: Any) -> None:
+            if what == "started" and process.actor is not None:
+                if process.name == "writer":
+                    self._writer_started(node, process.actor)
+                elif process.name == "network":
+                    self._network_started(node, process.actor)
+
+        node.watchers.append(told)
+
+    def _writer_started(self, node: Any, writer: Any) -> None:
+        self._recovered(node, writer)
+        oplog, commit = writer.oplog, writer.commit
+        disk = self.disks[node.name]
+        append, durable = oplog.append, commit.durable
+
+        def appending(entries: Any) -> None:
+            for position, frame in entries:  # it may die on the way, with all of it written
+                self._given(node.name, position, bytes(frame))
+            append(entries)
+            for position, _ in entries:
+                self._appended(node.name, position)
+
+        def announcing() -> Position | None:
+            position: Position | None = durable()
+            if position is not None:
+                self._announced(node.name, position)
+            return position
+
+        oplog.append, commit.durable = appending, announcing
+        if hasattr(oplog, "truncate_after"):
+            truncate = oplog.truncate_after
+
+            def truncating(seq: int, *args: Any, **named: Any) -> Any:
+                found = truncate(seq, *args, **named)
+                self._cut(node.name, seq)
+                return found
+
+            oplog.truncate_after = truncating
+        start_after = oplog.start_after
+
+        def starting_after(position: Position) -> Any:
+            found = start_after(position)
+            disk.log.clear()
+            disk.last = disk.announced = position.seq
+            disk.log[position.seq] = position
+            return found
+
+        oplog.start_after = starting_after
+
+    def _recovered(self, node: Any, writer: Any) -> None:
+        """P2: what was called durable is there after any start, byte by byte."""
+        disk = self.disks[node.name]
+        reader = LogReader(node.disk)
+        last = writer.oplog.last
+        if last is None:
+            if disk.announced:
+                raise Failed(f"P2: {node.name} had {disk.announced} entries durable and has none")
+            disk.log.clear()
+            disk.last = 0
+            return
+        if last.seq < disk.announced:
+            raise Failed(f"P2: {node.name} called {disk.announced} durable, its log ends at {last}")
+        log: dict[int, Position] = {}
+        seq = writer.oplog.first_seq
+        while seq and seq <= last.seq:
+            for frame in reader.read(seq, 1 << 20, last.seq):
+                frame = bytes(frame)
+                _, position, _ = fx.decode_head(frame)
+                if self.entries.get(position) != frame:
+                    raise Failed(f"P4: {node.name} reads another entry {position} than was decided")
+                if seq <= disk.announced and disk.log.get(seq, position) != position:
+                    raise Failed(f"P2: {node.name} had {disk.log[seq]} durable, now it is {position}")
+                log[seq] = position
+                seq += 1
+        known = {seq: position for seq, position in disk.log.items() if seq < min(log, default=0)}
+        disk.log = {**known, **log}
+        disk.log.setdefault(last.seq, last)
+        disk.last = last.seq
+
+    def _given(self, name: str, position: Position, frame: bytes) -> None:
+        known = self.entries.get(position)
+        if known is None:
+            self.entries[position] = frame
+            self._decode(position, frame)
+        elif known != frame:
+            raise Failed(f"P4: {name} has another entry at {position} than others")
+
+    def _appended(self, name: str, position: Position) -> None:
+        disk = self.disks[name]
+        if disk.last and position.seq != disk.last + 1:
+            raise Failed(f"P4: {name} appends {position} after seq {disk.last}")
+        before = disk.log.get(disk.last)
+        if before is not None and position.epoch < before.epoch:
+            raise Failed(f"P5: {name} appends {position} after {before}")
+        disk.log[position.seq] = position
+        disk.last = position.seq
+
+    def _decode(self, position: Position, frame: bytes) -> None:
+        _, effects = fx.decode_entry(frame)
+        changes = changes_of(position, effects)
+        self.effects[position] = effects
+        self.decoded[position] = changes
+        for change in changes:
+            self.known[change.op_id] = change
+        epoch = position.epoch
+        if epoch not in self.epochs and effects and effects[0][0] != fx.EPOCH:
+            raise Failed(f"P5: {position} begins an epoch and does not say so")
+        self.epochs.setdefault(epoch, "")
+
+    def _announced(self, name: str, position: Position) -> None:
+        disk = self.disks[name]
+        if disk.log.get(position.seq) != position:
+            raise Failed(f"P2: {name} calls {position} durable and has {disk.log.get(position.seq)}")
+        durable = self.durable[name]
+        for seq in range(disk.announced + 1, position.seq + 1):
+            durable.add(disk.log[seq])
+        disk.announced = position.seq
+
+    def _cut(self, name: str, seq: int) -> None:
+        disk = self.disks[name]
+        if self.settled is not None and seq < self.settled.seq and not self.forced:
+            gone = disk.log.get(self.settled.seq)
+            if gone == self.settled:
+                raise Failed(f"P1: {name} cuts settled {gone} back to seq {seq}")
+        for each in [each for each in disk.log if each > seq]:
+            del disk.log[each]
+        disk.last = min(disk.last, seq)
+        disk.announced = min(disk.announced, seq)
+
+    def _network_started(self, node: Any, network: Any) -> None:
+        """Looks at what is said to be settled, as soon as there is a core to say it to."""
+        recovered = network.recovered
+
+        def recovering(message: Any) -> None:
+            recovered(message)
+            core = network.core
+            if core is None:
+                return
+            self.numbers[core.number] = node.name
+            levels = core.levels
+            acked = levels.acked
+
+            def counted(settled: int, replicas: Any, live: int) -> None:
+                if core.decides:
+                    self._settled(node.name, core, settled)
+                acked(settled, replicas, live)
+
+            levels.acked = counted
+
+        network.recovered = recovering
+
+    def _settled(self, name: str, core: Any, seq: int) -> None:
+        """Something is said to be on a majority's disks: it must be true, and stay so."""
+        if not seq:
+            return
+        epoch = core.state.epoch_of(seq)
+        if epoch is None:
+            return
+        position = Position.at(epoch, seq)
+        members = [self.numbers.get(number, "") for number in core.state.members]
+        holders = [each for each in members if position in self.durable.get(each, ())]
+        if len(holders) < len(members) // 2 + 1:
+            raise Failed(f"P1: {name} calls {position} settled; of {members} only {holders} have it")
+        top = self.settled
+        if top is not None and not self.forced and not core.state.in_history(top):
+            raise Failed(f"P1: settled {top} is not in the history of the primary {name}")
+        if top is None or position > top:
+            self.settled = position
+
+    # What clients are shown
+
+    def shown(self, node: str, position: Position | None, what: str) -> None:
+        """P3: what a reply stands on is durable where it was given, and where it was decided."""
+        self.checks += 1
+        if position is None:
+            return
+        if position not in self.durable[node]:
+            raise Failed(f"P3: {node} showed {what} of {position}, which it does not have on disk")
+        decider = self.numbers.get(position.node)
+        if decider is not None and position not in self.durable[decider]:
+            raise Failed(f"P3: {node} showed {what} of {position}, not durable at {decider}")
+
+    def shown_record(self, node: str, op_id: int, what: str) -> None:
+        change = self.known.get(op_id)
+        if change is None:
+            raise Failed(f"P3: {node} showed {what} with op id {op_id}, which is on no disk")
+        candidates = [
+            each.position
+            for each in (change,)
+            if each.position in self.durable[node]
+        ]
+        if not candidates and not self._elsewhere(node, op_id):
+            raise Failed(f"P3: {node} showed {what} of {change.position}, not on its disk")
+
+    def _elsewhere(self, node: str, op_id: int) -> bool:
+        """Whether the same op id was decided again in another epoch and is durable here there."""
+        return any(
+            change.op_id == op_id
+            for position in self.durable[node]
+            for change in self.decoded.get(position, ())
+        )
+
+    # The end
+
+    def history(self, node: str) -> list[Position]:
+        """All entries of a node's history, oldest first, known to the oracle."""
+        disk = self.disks[node]
+        found: list[Position] = []
+        seq = disk.last
+        while seq and seq in disk.log:
+            found.append(disk.log[seq])
+            seq -= 1
+        return found[::-1]

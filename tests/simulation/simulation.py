@@ -1,0 +1,361 @@
+"""One simulated life of a cluster: it is formed, worked with and hurt, then healed, and must come to rest in order.
+
+    bin/nun-sim SEED [--nodes N] [--steps N] [--trace]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from nun import messages as m
+from nun.client import operations as ops
+from nun.client.request import Request
+from nun.codec import unpack
+from nun.config import (
+    Config,
+    NetworkConfig,
+    NodeConfig,
+    ReplicationConfig,
+    StorageConfig,
+)
+from nun.core import effects as fx
+from storage.oplog import LogReader
+from storage.recovery import load
+from tests.simulation.client import Client, outcome
+from tests.simulation.faults import Faults
+from tests.simulation.node import Clock, Node
+from tests.simulation.oracle import Change, Oracle
+from tests.simulation.process import Failed, installed
+from tests.simulation.workload import Worker, Write, check_elements, check_exactly_once, check_requests
+from tests.simulation.world import MS, SECOND, World
+from tests.simulation.zmq_model import Wires
+
+DATABASE: Final = "d"
+FORM_NS: Final = 20 * SECOND
+CONVERGE_NS: Final = 40 * SECOND
+STEPS: Final = 40  # how many faults, a few hundred milliseconds apart
+
+
+class Simulation:
+    """A cluster, its clients and its troubles.
+
+    Attributes:
+        writes: every write that a client asked for.
+        pause_ns: how long clients wait between two requests, at most.
+    """
+
+    def __init__(self, seed: int, nodes: int | None = None, keep: int = 4_000) -> None:
+        self.world = world = World(seed, keep)
+        self.wires = world.wires = Wires(world)  # type: ignore[attr-defined]
+        world.disks = {}  # type: ignore[attr-defined]
+        self.seed = seed
+        rng = world.rng
+        count = rng.choice((3, 3, 3, 4, 5)) if nodes is None else nodes
+        self.names = [f"node{i + 1}" for i in range(count)]
+        self.oracle = Oracle()
+        self.nodes: dict[str, Node] = {}
+        for i, name in enumerate(self.names):
+            offset = 0 if i == 0 else world.between(-200, 200) * MS
+            clock = Clock(offset, world.between(-50, 50))
+            self.nodes[name] = Node(world, self._config(i, count), clock)
+            self.oracle.watch(self.nodes[name])
+        self.pause_ns = world.between(10, 80) * MS
+        self.writes: list[Write] = []
+        self.workers: list[Worker] = []
+        self.clients: list[Client] = []
+
+    def _config(self, i: int, count: int) -> Config:
+        rng = self.world.rng
+        name = self.names[i]
+        replication = ReplicationConfig()
+        if count > 1:
+            replication = ReplicationConfig(
+                listen=f"tcp://{name}:2",
+                publish=f"tcp://{name}:3",
+                primary=self.names[0],
+                peers={other: f"tcp://{other}:2" for other in self.names if other != name},
+            )
+        return Config(
+            node=NodeConfig(name=name, data_dir=f"data/{name}"),
+            network=NetworkConfig(listen=f"tcp://{name}:1", spin_us=0),
+            storage=StorageConfig(
+                segment_bytes=rng.choice((8_192, 32_768)),
+                oplog_bytes=65_536,
+                snapshot_interval_s=rng.choice((0.0, 1.5, 4.0)),
+                tombstone_retention_s=rng.choice((2.0, 3600.0)),
+            ),
+            replication=replication,
+        )
+
+    # Who is where
+
+    def node_at(self, address: str) -> Node:
+        return self.nodes[address.removeprefix("tcp://").partition(":")[0]]
+
+    def primary(self) -> Node | None:
+        """The node that decides, when exactly one does."""
+        deciding = [node for node in self.nodes.values() if self._decides(node)]
+        return deciding[0] if len(deciding) == 1 else None
+
+    @staticmethod
+    def _decides(node: Node) -> bool:
+        network = node.network
+        return network is not None and network.core is not None and network.core.decides
+
+    def serving(self) -> bool:
+        return all(node.network is not None and node.network.serving for node in self.nodes.values())
+
+    def client(self, first: str | None = None, only: bool = False) -> Client:
+        """A client that begins at this node, and knows the others too unless told otherwise."""
+        names = list(self.names)
+        self.world.rng.shuffle(names)
+        if first is not None:
+            names.remove(first)
+            names.insert(0, first)
+        addresses = [f"tcp://{name}:1" for name in (names[:1] if only else names)]
+        client = Client(self.world, f"c{len(self.clients) + 1}", addresses, DATABASE)
+        self.clients.append(client)
+        return client
+
+    # Scripts
+
+    def run(self, seconds: float) -> None:
+        """Lets time pass."""
+        self.world.run(self.world.now + int(seconds * SECOND))
+
+    def until(self, done: Any, what: str, seconds: float = 20.0) -> None:
+        """Lets time pass until something holds; it must within so many seconds."""
+        if done():
+            return
+        state = {"at": 0}
+
+        def due() -> bool:  # looked at now and then: it may cost something
+            if self.world.now < state["at"]:
+                return False
+            state["at"] = self.world.now + 5 * MS
+            return bool(done())
+
+        if not self.world.run(self.world.now + int(seconds * SECOND), due) and not done():
+            raise Failed(f"not within {seconds} s: {what}; {self.describe()}")
+
+    def ask(self, client: Client, request: Request, seconds: float = 10.0) -> tuple[str, Any]:
+        """Asks and waits for the answer."""
+        answers: list[Request] = []
+        client.ask(request, seconds, answers.append)
+        self.until(lambda: bool(answers), f"an answer to {client.name}", seconds + 5)
+        return outcome(answers[0])
+
+    def form(self) -> None:
+        """Starts all nodes and makes the database."""
+        for node in self.nodes.values():
+            self.world.after(self.world.between(0, 300 * MS), node.start)
+        self.until(self.serving, "the cluster is formed", FORM_NS / SECOND)
+        client = self.client(self.names[0])
+        for _ in range(5):
+            ending, result = self.ask(client, ops.create_database(DATABASE, "t", {"strategy": "none"}))
+            if ending == "done":
+                break
+        else:
+            raise Failed(f"the database could not be made: {result}")
+        self.until(
+            lambda: all(self._has_database(node) for node in self.nodes.values()),
+            "the database is everywhere",
+        )
+
+    @staticmethod
+    def _has_database(node: Node) -> bool:
+        network = node.network
+        return (
+            network is not None
+            and network.core is not None
+            and network.core.state.database_named(DATABASE) is not None
+        )
+
+    def work(self, levels: list[int | None], clients: int | None = None) -> None:
+        """Lets clients begin to work."""
+        count = clients or self.world.between(2, 4)
+        for _ in range(count):
+            self.workers.append(Worker(self, self.client(), levels))
+
+    def heal(self) -> None:
+        """All links up, all nodes there."""
+        self.world.note("heal")
+        self.wires.drop = 0.0
+        self.wires.hwm = 10**9
+        self.wires.slow_ns.clear()
+        for source, target in sorted(self.wires.blocked):
+            self.wires.unblock(source, target)
+        for node in self.nodes.values():
+            node.slow_disk_ns = 2 * MS
+            node.disk.capacity = None
+            if not node.up:
+                node.start()
+
+    def rest(self) -> None:
+        """Clients end what they do; then all nodes must hold the same."""
+        for worker in self.workers:
+            worker.stopping = True
+        self.until(
+            lambda: all(worker.finished for worker in self.workers),
+            "all requests are answered",
+            CONVERGE_NS / SECOND,
+        )
+        self.until(self.converged, "all nodes hold the same", CONVERGE_NS / SECOND)
+
+    def converged(self) -> bool:
+        """One decides, and all have the same, durably."""
+        primary = self.primary()
+        if primary is None or not self.serving():
+            return False
+        core = primary.network.core
+        last = core.state.position
+        for node in self.nodes.values():
+            other = node.network.core
+            if other.state.position != last or other.local_durable < last.seq:
+                return False
+        return True
+
+    def levels(self) -> list[int | None]:
+        """Ack levels that clients of this run ask for; None: whatever the node has as its default."""
+        if len(self.nodes) == 1:
+            return [None, m.ACK_PRIMARY]
+        return [None, m.ACK_PRIMARY, m.ACK_MAJORITY, m.ACK_ALL, 1]
+
+    # What must hold at the end
+
+    def check(self) -> None:
+        """Everything that can be said of a cluster at rest."""
+        primary = self.primary()
+        assert primary is not None
+        records = self._same_everywhere(primary)
+        history = self.oracle.history(primary.name)
+        settled = self.oracle.settled
+        if settled is not None and not self.oracle.forced and settled not in history:
+            raise Failed(f"P1: settled {settled} is not in the history in the end")
+        changes = [change for position in history for change in self.oracle.decoded.get(position, ())]
+        if len(history) == history[-1].seq:  # else some node began from a copy
+            self._check_acknowledged(changes, records)
+            check_exactly_once(self.writes, changes)
+            check_requests([each for position in history for each in self.oracle.effects[position]])
+        values = {
+            key.decode(): record[12:].decode()
+            for key, record in records.items()
+            if record[3] < 0x80 and not key.startswith(b"$")
+        }
+        check_elements(self.writes, values)
+
+    def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
+        """P4: the same records and the same state, in memory and on disk."""
+        core = primary.network.core
+        core.settle()
+        number = core.state.database_named(DATABASE).number
+        expected = {database: table.records for database, table in core.tables.items()}
+        state = core.state.dump()
+        for node in self.nodes.values():
+            other = node.network.core
+            other.settle()
+            found = {database: table.records for database, table in other.tables.items()}
+            if found != expected:
+                raise Failed(f"P4: {node.name} and {primary.name} hold other records")
+            if other.state.dump() != state:
+                raise Failed(f"P4: {node.name}: {other.state.dump()}, {primary.name}: {state}")
+            loaded = load(node.disk, LogReader(node.disk))
+            if loaded.tables != expected:
+                raise Failed(f"P2: the disk of {node.name} does not hold what its memory does")
+        records: dict[bytes, bytes] = expected[number]
+        return records
+
+    def _check_acknowledged(self, changes: list[Change], records: dict[bytes, bytes]) -> None:
+        """P1: what was acknowledged is current, or reached from it over what was replaced, or in the ledger."""
+        if self.oracle.forced:
+            return
+        known = {change.op_id: change for change in changes}
+        told = self.ledger()
+        for write in self.writes:
+            for key, op_id in write.acked.items():
+                if op_id not in known and op_id not in told:
+                    raise Failed(
+                        f"P1: {write.kind} of {key} by {write.client} with op id {op_id} at "
+                        f"{write.position} was acknowledged at {write.level} and is lost"
+                    )
+
+    def ledger(self) -> set[int]:
+        """The op ids of writes that did not simply win."""
+        return set()
+
+    def describe(self) -> str:
+        """Where everybody stands."""
+        lines = []
+        for node in self.nodes.values():
+            network, replicator = node.network, node.replicator
+            core = getattr(network, "core", None)
+            lines.append(
+                f"{node.name}: up {node.up}"
+                + (
+                    f" {core.roles.name} at {core.state.position} durable {core.local_durable}"
+                    f" primary {core.roles.primary} serving {network.serving}"
+                    if core is not None
+                    else ""
+                )
+                + (f" {_story(replicator)}" if replicator is not None else "")
+            )
+        return "\n  ".join(["", *lines, f"  workers {[w.finished for w in self.workers]}"])
+
+
+def _story(replicator: Any) -> str:
+    core = replicator.core
+    following = core.following
+    return (
+        f"| replicator {core.role} {following.state} last {core.last} durable {core.durable_seq} "
+        f"promise {core.promise}"
+    )
+
+
+class Result:
+    """What a run came to."""
+
+    def __init__(self, simulation: Simulation, error: Failed | None) -> None:
+        self.simulation = simulation
+        self.seed = simulation.seed
+        self.error = error
+        self.digest = simulation.world.digest
+        self.tally: Counter[str] = Counter()
+        for worker in simulation.workers:
+            self.tally += worker.tally
+
+    def trace(self, lines: int = 60) -> str:
+        """The last lines of the trace, readable."""
+        recent = list(self.simulation.world.trace)[-lines:]
+        return "\n".join(_line(*line) for line in recent)
+
+
+def _line(now: int, kind: str, what: tuple[Any, ...]) -> str:
+    if kind == "got":
+        who, frame = what
+        try:
+            shown = repr(unpack(frame))
+            if frame[:1] == b"\x96" and frame[1] == fx.ENTRY:
+                position, effects = fx.decode_entry(frame)
+                shown = f"entry {position} {effects}"
+        except Exception:
+            shown = repr(frame)
+        return f"{now / SECOND:10.6f} {kind} {who} {shown[:300]}"
+    return f"{now / SECOND:10.6f} {kind} {' '.join(map(str, what))[:300]}"
+
+
+def run(seed: int, nodes: int | None = None, steps: int = STEPS, keep: int = 400) -> Result:
+    """One seed: form, work and hurt, heal, rest, check."""
+    simulation = Simulation(seed, nodes, keep)
+    try:
+        with installed(simulation.world):
+            simulation.form()
+            simulation.work(simulation.levels())
+            faults = Faults(simulation)
+            faults.run(steps)
+            simulation.heal()
+            simulation.rest()
+            simulation.check()
+    except Failed as error:
+        return Result(simulation, error)
+    return Result(simulation, None)

@@ -1,0 +1,294 @@
+"""What simulated clients do: reads and writes of every kind at every ack level, and what they expect of the answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nun import messages as m
+from nun.client import operations as ops
+from nun.client.request import Request
+from nun.client.values import TEXT
+from nun.core import effects as fx
+from nun.core.clock import TICK
+from nun.errors import VersionConflict
+from nun.position import Position
+from tests.simulation.client import Client, outcome, with_level
+from tests.simulation.process import Failed
+from tests.simulation.world import MS
+
+KEYS: Final = tuple(f"k{i}" for i in range(5))
+COUNTERS: Final = tuple(f"n{i}" for i in range(2))
+SETS: Final = tuple(f"s{i}" for i in range(2))
+
+
+@dataclass
+class Write:
+    """One write request and what became of it.
+
+    Attributes:
+        values: the values that it sets, each of them unique in the run.
+        acked: op ids that were acknowledged as done, by key.
+        ending: "" while it is under way, else "done", "refused" or "unknown".
+    """
+
+    kind: str
+    client: str
+    level: int | None
+    keys: list[str]
+    values: list[str]
+    delta: int = 0
+    element: str = ""
+    acked: dict[str, int] = field(default_factory=dict)
+    position: Position | None = None
+    ending: str = ""
+    number: int = 0
+
+
+class Worker:
+    """One client that does one thing after the other until it is told to stop."""
+
+    def __init__(self, simulation: Any, client: Client, levels: list[int | None]) -> None:
+        self.simulation = simulation
+        self.world = simulation.world
+        self.client = client
+        self.levels = levels
+        self.entries: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        self.elements: set[str] = set()
+        self.stopping = False
+        self.idle = True
+        self.retries = 0
+        self.tally: Counter[str] = Counter()
+        self._count = 0
+        self._next()
+
+    @property
+    def finished(self) -> bool:
+        return self.stopping and self.idle
+
+    # One after the other
+
+    def _next(self) -> None:
+        self.idle = True
+        self.world.after(self.world.between(2 * MS, self.simulation.pause_ns), self._begin)
+
+    def _begin(self) -> None:
+        if self.stopping:
+            return
+        self.idle = False
+        rng = self.world.rng
+        kind = rng.choices(_KINDS, _WEIGHTS)[0]
+        if rng.random() < 0.01 and len(self.client.addresses) > 1:
+            self.client.move()
+        getattr(self, "_" + kind)(rng)
+
+    def _unique(self) -> str:
+        self._count += 1
+        return f"{self.client.name}:{self._count}"
+
+    def _ask(self, request: Request, answered: Any) -> None:
+        self.client.ask(request, self.world.rng.choice((0.5, 2.0, 4.0)), answered)
+
+    # Reads
+
+    def _get(self, rng: Any) -> None:
+        key = rng.choice((*KEYS, *COUNTERS, *SETS))
+        request = ops.get(self.client.grant, key, TEXT)
+        address = self._address_later(request)
+
+        def answered(request: Request) -> None:
+            ending, entry = outcome(request)
+            self.tally["get " + ending] += 1
+            if ending == "done" and entry is not None:
+                self.entries[key] = entry
+                self.versions[key] = entry.version
+                self.simulation.oracle.shown_record(address(), entry.op_id, f"{key}={entry.value}")
+            elif ending == "done":
+                self.entries.pop(key, None)
+            self._next()
+
+        self._ask(request, answered)
+
+    def _address_later(self, request: Request) -> Any:
+        """The name of the node that answers: where the link goes when the answer comes."""
+        return lambda: self.simulation.node_at(self.client.address).name
+
+    # Writes
+
+    def _write(self, request: Request, write: Write) -> None:
+        simulation = self.simulation
+        simulation.writes.append(write)
+        with_level(request, write.level)
+
+        def answered(request: Request) -> None:
+            write.number = request.number
+            ending, result = outcome(request)
+            if ending == "unknown":
+                reason = result.reason
+                if reason in ("timeout", "lost") and self.retries < 12:
+                    self.retries += 1
+                    if self.world.chance(0.5) and len(self.client.addresses) > 1:
+                        self.client.move()
+                    self.client.retry(request, 3.0, answered)
+                    return
+                write.ending = "unknown"
+            elif ending == "refused":
+                self._refused(write, result)
+            else:
+                self._done(write, request, result)
+            self.tally[f"{write.kind} {write.ending}"] += 1
+            simulation.world.note("answer", self.client.name, write.kind, write.ending, str(write.position))
+            self.retries = 0
+            self._next()
+
+        self._ask(request, answered)
+
+    def _refused(self, write: Write, error: Exception) -> None:
+        """Most refusals say that nothing was done; some, that it was done and has not come far enough."""
+        name = type(error).__name__
+        write.ending = "unknown" if name in _DONE_MAYBE else "refused"
+        self.tally[name] += 1
+
+    def _done(self, write: Write, request: Request, result: Any) -> None:
+        write.ending = "done"
+        if write.kind == "set_many" or write.kind == "batch":
+            op_ids = [request.op_id + i * TICK for i in range(len(write.keys))]
+        else:
+            op_ids = [request.op_id]
+        if request.op_id:  # else nothing was there to be changed
+            write.acked = dict(zip(write.keys, op_ids, strict=True))
+        position = request.position
+        if position is not None:
+            write.position = Position(*position)
+        tentative = getattr(result, "status", "committed") == "tentative"
+        if not tentative:
+            self.simulation.oracle.shown(
+                self.simulation.node_at(self.client.address).name, write.position, write.kind
+            )
+
+    def _level(self, rng: Any) -> int | None:
+        return rng.choice(self.levels)
+
+    def _set(self, rng: Any) -> None:
+        key, value = rng.choice(KEYS), self._unique()
+        write = Write("set", self.client.name, self._level(rng), [key], [value])
+        self._write(ops.set(self.client.grant, key, value, None, TEXT), write)
+
+    def _safe(self, rng: Any) -> None:
+        key, value = rng.choice(KEYS), self._unique()
+        entry = self.entries.get(key)
+        condition = (m.ON_BASE, 0 if entry is None else entry.op_id, False)
+        write = Write("safe", self.client.name, self._level(rng), [key], [value])
+        self._write(ops.set(self.client.grant, key, value, condition, TEXT), write)
+
+    def _if_version(self, rng: Any) -> None:
+        key, value = rng.choice(KEYS), self._unique()
+        condition = (m.IF_VERSION, self.versions.get(key, 0), False)
+        write = Write("if_version", self.client.name, self._level(rng), [key], [value])
+        self._write(ops.set(self.client.grant, key, value, condition, TEXT), write)
+
+    def _remove(self, rng: Any) -> None:
+        key = rng.choice(KEYS)
+        write = Write("remove", self.client.name, self._level(rng), [key], [])
+        self._write(ops.remove(self.client.grant, key, None, TEXT), write)
+
+    def _increment(self, rng: Any) -> None:
+        key, delta = rng.choice(COUNTERS), rng.randrange(1, 10)
+        write = Write("increment", self.client.name, self._level(rng), [key], [], delta)
+        self._write(ops.increment(self.client.grant, key, delta, TEXT), write)
+
+    def _set_many(self, rng: Any) -> None:
+        keys = rng.sample(KEYS, rng.randrange(2, 5))
+        values = [self._unique() for _ in keys]
+        level = self._level(rng)
+        write = Write("set_many", self.client.name, level, keys, values)
+        request = ops.set_many(self.client.grant, dict(zip(keys, values, strict=True)), TEXT)
+        self._write(request, write)
+
+    def _batch(self, rng: Any) -> None:
+        """An atomic batch: two sets, one of them with a condition."""
+        keys = rng.sample(KEYS, 2)
+        values = [self._unique() for _ in keys]
+        conditions = {}
+        entry = self.entries.get(keys[0])
+        if entry is not None:
+            conditions[0] = (m.ON_BASE, entry.op_id, False)
+        write = Write("batch", self.client.name, self._level(rng), keys, values)
+        request = ops.batch(
+            self.client.grant, True, bytes([m.SET, m.SET]), keys, values, conditions, TEXT
+        )
+        self._write(request, write)
+
+    def _element(self, rng: Any) -> None:
+        """Adds an element of its own to a set, by reading it and writing it back on that base."""
+        key, element = rng.choice(SETS), self._unique()
+
+        def read(request: Request) -> None:
+            ending, entry = outcome(request)
+            if ending != "done":
+                self._next()
+                return
+            held = "" if entry is None else entry.value
+            condition = (m.ON_BASE, 0 if entry is None else entry.op_id, True)
+            value = f"{held} {element}"
+            level = self._level(rng)
+            if level == m.ACK_LOCAL:
+                level = None
+            write = Write("element", self.client.name, level, [key], [value], 0, element)
+            self._write(ops.set(self.client.grant, key, value, condition, TEXT), write)
+
+        self._ask(ops.get(self.client.grant, key, TEXT), read)
+
+
+_KINDS: Final = ("get", "set", "safe", "if_version", "remove", "increment", "set_many", "batch", "element")
+_WEIGHTS: Final = (6, 5, 3, 2, 2, 5, 2, 2, 3)
+_DONE_MAYBE: Final = ("LevelNotReached", "NoPrimary", "ConnectionLost", "OutcomeExpired")
+
+
+def check_exactly_once(writes: list[Write], changes: list[Any]) -> None:
+    """No value was written twice, and counters hold the sum of what was added."""
+    seen: dict[bytes, int] = {}
+    for change in changes:
+        if change.value is not None and change.delta is None and b":" in change.value:
+            before = seen.setdefault(change.value, change.op_id)
+            if before != change.op_id:
+                raise Failed(f"{change.value!r} was written twice: op ids {before}, {change.op_id}")
+    added: dict[int, int] = {}  # op id -> by how much a counter grew
+    held: dict[bytes, int] = {}
+    for change in changes:
+        if change.key.decode() in COUNTERS and change.value is not None:
+            now = int(change.value)
+            added[change.op_id] = now - held.get(change.key, 0)
+            held[change.key] = now
+    for write in writes:
+        if write.kind == "increment" and write.acked:
+            found = added.get(write.acked[write.keys[0]])
+            if found != write.delta:
+                raise Failed(f"P1: an increment by {write.delta} was acknowledged, found {found}")
+
+
+def check_requests(effects: list[Any]) -> None:
+    """No request has two outcomes in one history."""
+    seen: dict[tuple[bytes, int], Any] = {}
+    for effect in effects:
+        if effect[0] == fx.OUTCOME:
+            request = (effect[1], effect[2])
+            if request in seen:
+                raise Failed(f"request {request} was decided twice: {seen[request]}, {effect}")
+            seen[request] = effect
+
+
+def check_elements(writes: list[Write], values: dict[str, str]) -> None:
+    """Every element that was acknowledged is in its set, once."""
+    for write in writes:
+        if write.kind != "element" or write.ending not in ("done", "refused"):
+            continue
+        held = values.get(write.keys[0], "").split()
+        count = held.count(write.element)
+        if count != (1 if write.ending == "done" else 0):
+            raise Failed(f"P1: element {write.element} ({write.ending}) stands {count} times in {write.keys[0]}")
+
+
+__all__ = ["VersionConflict", "Worker", "Write", "check_elements", "check_exactly_once", "check_requests"]
