@@ -7,12 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from actors.network import Network
+from actors.replicator import Replicator
 from actors.writer import Writer
-
-try:
-    from actors.replicator import Replicator
-except ImportError:
-    Replicator = None
 from nun.config import Config
 from nun.errors import StorageError
 from storage.directory import DataDirectory
@@ -177,8 +173,9 @@ class Node:
         self.world.note("stalled", self.name, name, ns // MS)
 
     def excused(self, error: Exception) -> bool:
-        """Whether an error of this kind was asked for: a sync that the disk was told to fail."""
-        return isinstance(error, OSError) and error.errno == errno.EIO
+        """Whether an error of this kind was asked for: a disk that is full at a start."""
+        full = self.disk.capacity is not None
+        return full and isinstance(error, OSError) and error.errno == errno.ENOSPC
 
     @property
     def network(self) -> Any:
@@ -219,6 +216,14 @@ class Disk(SimDisk):
         return how
 
 
+class _Replicator(Replicator):
+    """It reads the files of a copy from the simulated disk."""
+
+    def read_copy(self, file: str, offset: int, size: int) -> bytes | None:
+        disk = self.child.process.node.disk  # type: ignore[attr-defined]
+        return disk.view(file)[offset : offset + size] or None if disk.exists(file) else None
+
+
 def _writer(child: Child) -> Any:
     node = child.process.node
     directory = Directory(node.config.node.data_dir, node.disk)
@@ -232,5 +237,5 @@ def _writer(child: Child) -> Any:
 _MAKERS: Final[Mapping[str, Callable[[Child], Any]]] = {
     "writer": _writer,
     "network": Network,  # type: ignore[dict-item]
-    "replicator": Replicator,
+    "replicator": _Replicator,
 }

@@ -263,15 +263,35 @@ class Oracle:
         if epoch is None:
             return
         position = Position.at(epoch, seq)
-        members = [self.numbers.get(number, "") for number in core.state.members]
-        holders = [each for each in members if position in self.durable.get(each, ())]
-        if len(holders) < len(members) // 2 + 1:
-            raise Failed(f"P1: {name} calls {position} settled; of {members} only {holders} have it")
         top = self.settled
+        if top is not None and position <= top:
+            return
+        # The count may have been made before the newest members were told of.
+        lists = [sorted(core.state.members), self._members_at(name, position)]
+        if not any(self._majority_has(position, members) for members in lists):
+            raise Failed(f"P1: {name} calls {position} settled; not so of members {lists[0]}")
         if top is not None and not self.forced and not core.state.in_history(top):
             raise Failed(f"P1: settled {top} is not in the history of the primary {name}")
-        if top is None or position > top:
-            self.settled = position
+        self.settled = position
+
+    def _majority_has(self, position: Position, members: list[int]) -> bool:
+        holders = [
+            number
+            for number in members
+            if position in self.durable.get(self.numbers.get(number, ""), ())
+        ]
+        return len(holders) >= len(members) // 2 + 1
+
+    def _members_at(self, name: str, position: Position) -> list[int]:
+        """The member list as the entry at this position, or the last one before it that tells, has it."""
+        log = self.disks[name].log
+        for seq in range(position.seq, 0, -1):
+            for effect in self.effects.get(log.get(seq, position), ()):
+                if effect[0] == fx.EPOCH:
+                    return sorted(effect[2])
+                if effect[0] == fx.MEMBERS:
+                    return sorted(effect[1])
+        return []
 
     # What clients are shown
 

@@ -224,7 +224,7 @@ class Child:
         self.process.node.cannot_run(self.name, text)
         self.loop.stop(status)
 
-    def restart_group(self, why: str) -> None:
+    def ask_restart(self, why: str) -> None:
         """The processes of this node are to be started anew from disk."""
         process = self.process
         process.world.note("restart wanted", process.label, why)
@@ -424,6 +424,7 @@ _MODULES: Final = (
     "actors.writer",
     "actors.replicator",
     "actors.snapshotting",
+    "actors.keeping",
     "storage.snapshot",
     "storage.directory",
     "storage.copying",

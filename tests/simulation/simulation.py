@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from typing import Any, Final
 
 from nun import messages as m
+from nun import peer_messages as pm
 from nun.client import operations as ops
-from nun.client.request import Request
+from nun.client.request import Request, nothing
 from nun.codec import unpack
 from nun.config import (
     Config,
@@ -117,6 +119,23 @@ class Simulation:
         client = Client(self.world, f"c{len(self.clients) + 1}", addresses, DATABASE)
         self.clients.append(client)
         return client
+
+    def promote(self, name: str, force: bool = False) -> list[Request]:
+        """An operator asks some node to make this one primary; the answer goes into the list."""
+        self.world.note("promote", name, force)
+        if force:
+            self.oracle.forced = True
+        answers: list[Request] = []
+        client = self.client()
+        request = Request(m.PROMOTE, None, (name, force), nothing)
+
+        def answered(request: Request) -> None:
+            answers.append(request)
+            self.world.note("promoted", name, outcome(request)[0])
+            self.world.after(0, client.close)
+
+        client.ask(request, 15.0, answered)
+        return answers
 
     # Scripts
 
@@ -330,18 +349,32 @@ class Result:
         return "\n".join(_line(*line) for line in recent)
 
 
+_NAMES: Final = {
+    value: name
+    for module in (m, pm)
+    for name, value in vars(module).items()
+    if type(value) is int and name.isupper() and (100 <= value < 200) and name != "MESSAGES"
+}
+_STREAMS: Final = {fx.BEAT: "beat", fx.PEER_BEAT: "peer beat", fx.MARKER: "marker", fx.ITEM: "item"}
+
+
 def _line(now: int, kind: str, what: tuple[Any, ...]) -> str:
-    if kind == "got":
-        who, frame = what
-        try:
-            shown = repr(unpack(frame))
-            if frame[:1] == b"\x96" and frame[1] == fx.ENTRY:
-                position, effects = fx.decode_entry(frame)
-                shown = f"entry {position} {effects}"
-        except Exception:
-            shown = repr(frame)
-        return f"{now / SECOND:10.6f} {kind} {who} {shown[:300]}"
-    return f"{now / SECOND:10.6f} {kind} {' '.join(map(str, what))[:300]}"
+    """A line of the trace, readable."""
+    if kind != "got":
+        return f"{now / SECOND:10.6f} {kind} {' '.join(map(str, what))[:300]}"
+    (sender, receiver), frame = what
+    try:
+        message = unpack(frame)
+        name = _NAMES.get(message[0], "") if isinstance(message, list) else ""
+        if receiver.endswith(":SUB"):
+            name = _STREAMS.get(message[0], "entry")
+        shown = f"{name} {message}"
+        if name == "entry":
+            position, effects = fx.decode_entry(frame)
+            shown = f"entry {position} {effects}"
+    except Exception:
+        shown = repr(frame)
+    return f"{now / SECOND:10.6f} {sender} > {receiver} {shown[:260]}"
 
 
 def run(seed: int, nodes: int | None = None, steps: int = STEPS, keep: int = 400) -> Result:
@@ -358,4 +391,6 @@ def run(seed: int, nodes: int | None = None, steps: int = STEPS, keep: int = 400
             simulation.check()
     except Failed as error:
         return Result(simulation, error)
+    except Exception:  # in a client or a check: a finding like any other, told with its seed
+        return Result(simulation, Failed(traceback.format_exc()))
     return Result(simulation, None)

@@ -230,6 +230,7 @@ class Connector:
         self.closed = False
         self.trying = False
         self.connected_once = False
+        self.early = set(socket.topics)
         self.soon(first=True)
 
     def soon(self, first: bool = False) -> None:
@@ -262,7 +263,9 @@ class Connector:
         bound.accepted(connection)
         socket = self.socket
         if socket.kind == zmq.SUB:
-            again = socket.topics if not self.connected_once else sorted(socket.topics)
+            # Those made before `connect` lie in a tree, the later ones followed one by one.
+            first = [topic for topic in socket.topics if topic not in self.early]
+            again = sorted(socket.topics) if self.connected_once else sorted(self.early) + first
             for topic in again:
                 connection.upward.send((b"\x01" + topic,), wires.world.now)
         kept, self.kept = self.kept, deque()
@@ -448,7 +451,9 @@ class Socket:
         self.inbox.append((channel, frames))
         for tap in self.wires.taps:
             tap(channel.connection, channel.up, frames)
-        self.wires.world.note_frame("got", self.label, frames[-1])
+        connection = channel.connection
+        sender = connection.connector.socket if channel.up else connection.bound
+        self.wires.world.note_frame("got", (sender.label, self.label), frames[-1])
         self.process.wake()
 
     def _subscription(self, connection: Connection, frame: bytes) -> bool:
