@@ -84,8 +84,8 @@ class Keeping:
                 writer.take(frames)
             case [pm.SETTLED, seq]:
                 self.settled = max(seq, self.settled)
-            case [pm.FENCE, epoch]:
-                writer.commit.fence = max(writer.commit.fence, Epoch(*epoch))
+            case [pm.FENCE, epoch, first_seq]:
+                writer.commit.fence.set(Epoch(*epoch), first_seq)
             case [pm.ASK_WRITER_STATE]:
                 self._tell_state()
             case [pm.KEEP_PROMISE, ticket, reign, number]:
@@ -121,7 +121,7 @@ class Keeping:
     def _cut(self, common: int, epoch: Epoch) -> None:
         """Client writes above the common entry go to the outbox, and only then from the log (P1)."""
         writer = self._writer
-        writer.commit.fence = max(writer.commit.fence, epoch)
+        writer.commit.fence.set(epoch, common + 1)
         last_seq = writer.make_durable()
         writer.loop.forget(writer.stream)
         disk = writer.directory.disk

@@ -21,7 +21,9 @@ NODE_STATE: Final = 131  # n: [131, cluster_id, number, start, role, epoch, last
 #   role: ROLE_*; sent again whenever role, history or members have changed
 BE_PRIMARY: Final = 132  # r: [132, reign, seq]   begin the epoch (reign, own number, own start)
 #   once this entry is adopted
-BE_REPLICA: Final = 133  # r: [133, epoch]            decide nothing more; entries of this epoch
+BE_REPLICA: Final = (
+    133  # r: [133, epoch, its first seq]            decide nothing more; entries of this epoch
+)
 #   (nil: of none yet) will come
 STEPPED_DOWN: Final = 134  # n: [134, last position]  nothing more is decided here; sent once
 #   all of it is durable here
@@ -55,7 +57,9 @@ WRITER_STATE: Final = 150  # w: [150, cluster_id or nil, number or 0, start, dir
 #   nil or [copy id, {file: bytes held}]]   at its start
 #   also from the writer to the replicator: DURABLE and GAP of nun/messages.py; ENTRIES answers GAP
 ASK_WRITER_STATE: Final = 151  # r: [151]     the replicator has just started
-FENCE: Final = 152  # r: [152, epoch]         nothing of an older epoch is appended from now on
+FENCE: Final = (
+    152  # r: [152, epoch, its first seq]      nothing of an older epoch is appended from there on
+)
 KEEP_PROMISE: Final = 153  # r: [153, ticket, reign, number]
 BECOME: Final = 154  # r: [154, ticket, cluster_id, number]     an empty directory gets its
 #   identity (or a wiped one's new number)
@@ -96,7 +100,10 @@ JOIN: Final = 173  # to the primary: [173, epoch, name, directory id, start, num
 JOINED: Final = 174  # [174, epoch, cluster_id, number]
 STAND: Final = 175  # to the followed, after its marker: [175, epoch, last position, history,
 #   lowest seq that can be cut back to]
-GO: Final = 176  # [176, epoch, next seq]      your history is a part of mine: fetch from here
+GO: Final = (
+    176  # [176, epoch, next seq, first seq of the epoch]      your history is a part of mine:
+)
+#   fetch from here
 CUT_BACK: Final = 177  # [177, epoch, common seq]     your history leaves mine after this entry
 COPY_FIRST: Final = 178  # [178, epoch]            my log does not reach back to where yours
 #   ends, or you cannot cut back so far

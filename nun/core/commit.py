@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from nun.core import effects as fx
-from nun.position import Epoch, Position
+from nun.core.history import Fence
+from nun.position import Position
 
 GAP_PATIENCE_MS: Final = 100
 POLICIES: Final = ("always", "interval", "never")
@@ -35,7 +36,7 @@ class Commit:
     """The decisions of one storage writer.
 
     Attributes:
-        fence: nothing of an older epoch is taken.
+        fence: keeps out what is of an epoch that is over.
         received, appended, synced: how far each has come; None: nowhere, in an empty log.
 
     Args:
@@ -55,7 +56,7 @@ class Commit:
         self._last_sync_ms: int | None = None
         self._known_seq = self.next_seq - 1  # the highest that is known to exist
         self._gap_asked_ms: int | None = None
-        self.fence = Epoch(0, 0, 0)
+        self.fence = Fence()
 
     @property
     def next_seq(self) -> int:
@@ -78,7 +79,7 @@ class Commit:
             seq = position.seq
             if seq < expected or (received is not None and position < received):
                 continue
-            if position.epoch < self.fence:
+            if not self.fence.passes(position):
                 continue
             if seq == expected and kind == fx.ENTRY:
                 taken.append((position, frame))

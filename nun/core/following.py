@@ -293,7 +293,7 @@ class Following:
     def _from(self, name: str) -> bool:
         return self.source is not None and self.source.name == name
 
-    def go(self, source: str, epoch: Epoch, next_seq: int) -> None:
+    def go(self, source: str, epoch: Epoch, next_seq: int, first_seq: int) -> None:
         """The source confirms that this node's history is part of its own."""
         core = self._core
         if not self._from(source) or self.state != STANDING or next_seq != core.last_seq + 1:
@@ -303,7 +303,7 @@ class Following:
         self._enter("go")
         self.epoch = epoch
         if self._up_to is None:
-            core.followed(epoch)
+            core.followed(epoch, first_seq)
             self._ack()
         self._fetch()
 

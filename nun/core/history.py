@@ -14,6 +14,28 @@ from nun.position import Epoch, Position
 Began = tuple[Epoch, int]  # an epoch and the seq of its first entry
 
 
+class Fence:
+    """Keeps out entries of a history that is over: from where an epoch begins on, whatever is older than it.
+
+    Entries before that are older by right: a node that was away gets them too.
+    """
+
+    __slots__ = ("epoch", "first_seq")
+
+    def __init__(self) -> None:
+        self.epoch = Epoch(0, 0, 0)
+        self.first_seq = 0
+
+    def set(self, epoch: Epoch, first_seq: int) -> None:
+        """This epoch is followed now; it begins at that entry. A fence is never taken back."""
+        if epoch > self.epoch:
+            self.epoch, self.first_seq = epoch, first_seq
+
+    def passes(self, position: Position) -> bool:
+        """Whether an entry or beat at this position may belong to the history that is followed."""
+        return position.epoch >= self.epoch or position.seq < self.first_seq
+
+
 def history_from(plain: Any) -> list[Began]:
     """A history as it comes in a message. Raises ValueError or TypeError."""
     found = [(Epoch(reign, node, start), first) for reign, node, start, first in plain]

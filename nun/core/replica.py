@@ -19,9 +19,10 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.access import GUARDED_PREFIX
 from nun.core.clock import TICK
+from nun.core.history import Fence
 from nun.core.keyspace import Table
 from nun.core.record import ABSENT
-from nun.position import Epoch, Position
+from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -31,14 +32,14 @@ class Adopter:
     """Takes in what the primary has decided.
 
     Attributes:
-        fence: nothing of an older epoch is adopted.
+        fence: keeps out what is of an epoch that is over.
         known_seq: the highest seq that is known to exist.
         reading: whether the log is being read for what is missing.
     """
 
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
-        self.fence = Epoch(0, 0, 0)
+        self.fence = Fence()
         self.known_seq = 0
         self.reading = False
 
@@ -52,7 +53,7 @@ class Adopter:
         adopted = False
         for frame in frames:
             kind, position, body = fx.decode_head(frame)
-            if position.epoch < self.fence:
+            if not self.fence.passes(position):
                 continue
             if position.seq > self.known_seq:
                 self.known_seq = position.seq

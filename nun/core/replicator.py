@@ -254,11 +254,11 @@ class ReplicatorCore:
             self.history.append((position.epoch, position.seq))
         self.last = position
 
-    def followed(self, epoch: Epoch) -> None:
+    def followed(self, epoch: Epoch, first_seq: int) -> None:
         """The followed node has confirmed this node's history: its entries will come."""
         self.may_resume = False
-        self.out.to_network.append((pm.BE_REPLICA, epoch))
-        self.out.to_writer.append((pm.FENCE, epoch))
+        self.out.to_network.append((pm.BE_REPLICA, epoch, first_seq))
+        self.out.to_writer.append((pm.FENCE, epoch, first_seq))
         self.tell_primary()
 
     def step_down(self) -> None:
@@ -266,7 +266,7 @@ class ReplicatorCore:
         if not self.stepping_down:
             self.stepping_down = True
             self.note("steps_down", epoch=str(self.epoch))
-            self.out.to_network.append((pm.BE_REPLICA, None))
+            self.out.to_network.append((pm.BE_REPLICA, None, 0))
 
     def refuse(self, peer: bytes, kind: int, ticket: int, code: int, text: str) -> None:
         """Answers a peer that what it asked cannot be."""
@@ -412,8 +412,8 @@ class ReplicatorCore:
                 self.greetings.heard(
                     peer, epoch, protocol, cluster_id, told, number, directory, start, state
                 )
-            case [pm.GO, epoch, int() as next_seq]:
-                self.following.go(name, Epoch(*epoch), next_seq)
+            case [pm.GO, epoch, int() as next_seq, int() as first_seq]:
+                self.following.go(name, Epoch(*epoch), next_seq, first_seq)
             case [pm.CUT_BACK, epoch, int() as common]:
                 self.following.cut_back(name, Epoch(*epoch), common)
             case [pm.COPY_FIRST, _]:

@@ -86,8 +86,9 @@ class Roles:
     def _me(self) -> Member:
         return Member(self._core.settings.name, self._core.settings.directory, self._core.start)
 
-    def be_replica(self, epoch: Epoch | None) -> None:
-        """Decides nothing more. Entries of this epoch will come; None: nobody is to be followed yet."""
+    def be_replica(self, epoch: Epoch | None, first_seq: int) -> None:
+        """Decides nothing more. Entries of this epoch, which begins at an entry, will come; None: nobody is to be
+        followed yet."""
         core = self._core
         assert core.stream.open is None
         self._to_begin = None
@@ -98,7 +99,7 @@ class Roles:
             core.out.notes.append(("stepped_down", {"position": core.stream.last_seq}))
         self.role = pm.ROLE_WAITING if epoch is None else pm.ROLE_REPLICA
         if epoch is not None:
-            core.adopter.fence = max(core.adopter.fence, epoch)
+            core.adopter.fence.set(epoch, first_seq)
         self.tell_state()
         self.check_stepped_down()
 
@@ -168,8 +169,8 @@ class Roles:
             case [pm.BE_PRIMARY, int() as reign, int() as seq]:
                 self._to_begin = (reign, seq)
                 self.begin_if_ready()
-            case [pm.BE_REPLICA, epoch]:
-                self.be_replica(None if epoch is None else Epoch(*epoch))
+            case [pm.BE_REPLICA, epoch, int() as first_seq]:
+                self.be_replica(None if epoch is None else Epoch(*epoch), first_seq)
             case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:
                 self.following = True
                 self.primary_durable = max(self.primary_durable, durable)

@@ -153,7 +153,7 @@ class Serving:
         if not reaches or (common < last_seq and common < floor):
             answer: tuple[Any, ...] = (pm.COPY_FIRST, core.epoch)
         elif common == last_seq:
-            answer = (pm.GO, core.epoch, common + 1)
+            answer = (pm.GO, core.epoch, common + 1, core.history[-1][1])
         else:
             answer = (pm.CUT_BACK, core.epoch, common)
         core.note("stands", level="debug", peer=name, last=last_seq, answer=answer[0])

@@ -175,7 +175,9 @@ class Oracle:
                 if self.entries.get(position) != frame:
                     raise Failed(f"P4: {node.name} reads another entry {position} than was decided")
                 if seq <= disk.announced and disk.log.get(seq, position) != position:
-                    raise Failed(f"P2: {node.name} had {disk.log[seq]} durable, now it is {position}")
+                    raise Failed(
+                        f"P2: {node.name} had {disk.log[seq]} durable, now it is {position}"
+                    )
                 log[seq] = position
                 seq += 1
         known = {seq: position for seq, position in disk.log.items() if seq < min(log, default=0)}
@@ -216,7 +218,9 @@ class Oracle:
     def _announced(self, name: str, position: Position) -> None:
         disk = self.disks[name]
         if disk.log.get(position.seq) != position:
-            raise Failed(f"P2: {name} calls {position} durable and has {disk.log.get(position.seq)}")
+            raise Failed(
+                f"P2: {name} calls {position} durable and has {disk.log.get(position.seq)}"
+            )
         durable = self.durable[name]
         for seq in range(disk.announced + 1, position.seq + 1):
             durable.add(disk.log[seq])
@@ -310,11 +314,7 @@ class Oracle:
         change = self.known.get(op_id)
         if change is None:
             raise Failed(f"P3: {node} showed {what} with op id {op_id}, which is on no disk")
-        candidates = [
-            each.position
-            for each in (change,)
-            if each.position in self.durable[node]
-        ]
+        candidates = [each.position for each in (change,) if each.position in self.durable[node]]
         if not candidates and not self._elsewhere(node, op_id):
             raise Failed(f"P3: {node} showed {what} of {change.position}, not on its disk")
 

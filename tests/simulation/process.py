@@ -455,7 +455,9 @@ def installed(here: World) -> Iterator[None]:
                     put(module, name, value)
         oplog = importlib.import_module("storage.oplog").Oplog
         function = oplog.open.__func__
-        changed = tuple(_Os.urandom if each is os.urandom else each for each in function.__defaults__)
+        changed = tuple(
+            _Os.urandom if each is os.urandom else each for each in function.__defaults__
+        )
         put(function, "__defaults__", changed)
         yield
     finally:

@@ -139,7 +139,9 @@ class Worker:
             else:
                 self._done(write, request, result)
             self.tally[f"{write.kind} {write.ending}"] += 1
-            simulation.world.note("answer", self.client.name, write.kind, write.ending, str(write.position))
+            simulation.world.note(
+                "answer", self.client.name, write.kind, write.ending, str(write.position)
+            )
             self.retries = 0
             self._next()
 
@@ -242,7 +244,17 @@ class Worker:
         self._ask(ops.get(self.client.grant, key, TEXT), read)
 
 
-_KINDS: Final = ("get", "set", "safe", "if_version", "remove", "increment", "set_many", "batch", "element")
+_KINDS: Final = (
+    "get",
+    "set",
+    "safe",
+    "if_version",
+    "remove",
+    "increment",
+    "set_many",
+    "batch",
+    "element",
+)
 _WEIGHTS: Final = (6, 5, 3, 2, 2, 5, 2, 2, 3)
 _DONE_MAYBE: Final = ("LevelNotReached", "NoPrimary", "ConnectionLost", "OutcomeExpired")
 
@@ -288,7 +300,16 @@ def check_elements(writes: list[Write], values: dict[str, str]) -> None:
         held = values.get(write.keys[0], "").split()
         count = held.count(write.element)
         if count != (1 if write.ending == "done" else 0):
-            raise Failed(f"P1: element {write.element} ({write.ending}) stands {count} times in {write.keys[0]}")
+            raise Failed(
+                f"P1: element {write.element} ({write.ending}) stands {count} times in {write.keys[0]}"
+            )
 
 
-__all__ = ["VersionConflict", "Worker", "Write", "check_elements", "check_exactly_once", "check_requests"]
+__all__ = [
+    "VersionConflict",
+    "Worker",
+    "Write",
+    "check_elements",
+    "check_exactly_once",
+    "check_requests",
+]

@@ -48,6 +48,7 @@ class World:
         self.digest = seed & 0xFFFFFFFF
         self.trace: deque[tuple[int, str, tuple[Any, ...]]] = deque(maxlen=keep)
         self.happened = 0
+        self._at_once = 0
         self._queue: list[tuple[int, int, Event]] = []
         self._order = 0
 
@@ -70,6 +71,11 @@ class World:
             call = event.call
             if call is None:
                 continue
+            if when == self.now:
+                self._at_once += 1
+                assert self._at_once < 100_000, "time stands still"
+            else:
+                self._at_once = 0
             self.now = when
             self.happened += 1
             call()

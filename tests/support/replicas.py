@@ -114,7 +114,7 @@ class Cluster:
         self.primary.hear(pm.BE_PRIMARY, 1, 0)
         self.primary.sync()
         for node in self.replicas:
-            node.hear(pm.BE_REPLICA, EPOCH)
+            node.hear(pm.BE_REPLICA, EPOCH, 1)
             node.hear(pm.PRIMARY_IS, "node1", "tcp://node1")
             self.primary.hear(pm.ADMIT, node.settings.name, node.settings.directory, 1, 0)
             self.primary.sync()

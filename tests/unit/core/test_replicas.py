@@ -134,7 +134,7 @@ def test_a_lost_tail_shows_by_the_beat(cluster: Cluster) -> None:
 
 def test_entries_of_an_epoch_older_than_the_one_followed_are_not_adopted(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
-    replica.hear(pm.BE_REPLICA, Epoch(2, 3, 1))
+    replica.hear(pm.BE_REPLICA, Epoch(2, 3, 1), 1)
     client = cluster.primary.client()
     write(client, m.SET, 1, "a", "old", None)
     cluster.primary.sync()
@@ -308,7 +308,7 @@ def test_a_node_that_is_no_longer_primary_says_so_to_proposals(cluster: Cluster)
     (replica,) = cluster.replicas
     client = replica.client()
     number = write(client, m.SET, 1, "a", "1", None)
-    cluster.primary.hear(pm.BE_REPLICA, None)
+    cluster.primary.hear(pm.BE_REPLICA, None, 0)
     cluster.forward()
     assert client.reply_to(number) is None, "it waits for whoever is primary next"
     replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
@@ -457,7 +457,7 @@ def test_a_position_of_another_history_is_refused(cluster: Cluster) -> None:
 
 def test_a_node_that_steps_down_says_so_when_all_is_durable(cluster: Cluster) -> None:
     write(cluster.primary.client(), m.SET, 1, "a", "1", None)
-    cluster.primary.hear(pm.BE_REPLICA, None)
+    cluster.primary.hear(pm.BE_REPLICA, None, 0)
     assert cluster.primary.told(pm.STEPPED_DOWN) == []
     cluster.primary.sync()
     ((_, position),) = cluster.primary.told(pm.STEPPED_DOWN)
