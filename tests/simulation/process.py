@@ -416,7 +416,7 @@ _SEAMS: Final[dict[str, Any]] = {
     "ThreadPoolExecutor": Threads,
     "hash_secret": _hash_secret,
     "check_secret": _check_secret,
-    "describe_processes": lambda pids: {},
+    "describe_processes": lambda _: {},
     "FloodGuard": _NoFloods,
 }
 _MODULES: Final = (

@@ -96,7 +96,6 @@ class Worker:
     def _get(self, rng: Any) -> None:
         key = rng.choice((*KEYS, *COUNTERS, *SETS))
         request = ops.get(self.client.grant, key, TEXT)
-        address = self._address_later(request)
 
         def answered(request: Request) -> None:
             ending, entry = outcome(request)
@@ -104,16 +103,19 @@ class Worker:
             if ending == "done" and entry is not None:
                 self.entries[key] = entry
                 self.versions[key] = entry.version
-                self.simulation.oracle.shown_record(address(), entry.op_id, f"{key}={entry.value}")
+                self.simulation.oracle.shown_record(
+                    self._there(), entry.op_id, f"{key}={entry.value}"
+                )
             elif ending == "done":
                 self.entries.pop(key, None)
             self._next()
 
         self._ask(request, answered)
 
-    def _address_later(self, request: Request) -> Any:
-        """The name of the node that answers: where the link goes when the answer comes."""
-        return lambda: self.simulation.node_at(self.client.address).name
+    def _there(self) -> str:
+        """The name of the node that the link goes to."""
+        name: str = self.simulation.node_at(self.client.address).name
+        return name
 
     # Writes
 
@@ -166,9 +168,7 @@ class Worker:
             write.position = Position(*position)
         tentative = getattr(result, "status", "committed") == "tentative"
         if not tentative:
-            self.simulation.oracle.shown(
-                self.simulation.node_at(self.client.address).name, write.position, write.kind
-            )
+            self.simulation.oracle.shown(self._there(), write.position, write.kind)
 
     def _level(self, rng: Any) -> int | None:
         return rng.choice(self.levels)

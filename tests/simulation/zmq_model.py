@@ -473,9 +473,9 @@ class Socket:
         if self.closed:
             raise zmq.ZMQError(zmq.ENOTSOCK)
         data = bytes(data)
-        if not self._begun and self.kind == zmq.ROUTER:
-            if data not in self._by_id and self.options.get(zmq.ROUTER_MANDATORY):
-                raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        mandatory = self.kind == zmq.ROUTER and self.options.get(zmq.ROUTER_MANDATORY)
+        if mandatory and not self._begun and data not in self._by_id:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
         self._begun.append(data)
         if int(flags) & _MORE:
             return
