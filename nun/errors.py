@@ -194,11 +194,14 @@ class UnknownOutcome(NunError):
     """The write may or may not have happened.
 
     Attributes:
-        reason: "timeout", "lost" (the link broke after sending) or "expired" (the node forgot the request).
+        reason: "timeout", "lost" (the link broke after sending), "expired" (the node forgot the request) or "level": it
+            is done, and not as far as was asked.
+        fields: of "level": `level`, `reached` (replicas), `result`, `position`, `op_id`.
     """
 
-    def __init__(self, message: str, reason: str, retry: Any = None) -> None:
+    def __init__(self, message: str, reason: str, retry: Any = None, **fields: Any) -> None:
         self.reason = reason
+        self.fields: dict[str, Any] = fields
         self._retry = retry
         super().__init__(message)
 

@@ -12,14 +12,39 @@ import click
 
 from nun.cli.output import on_one_line, record, say, say_bytes, say_json, warn
 from nun.cli.settings import Settings, with_settings
+from nun.client.levels import LEVELS
 from nun.limits import KEYS_PAGE_MAX, VALUE_BYTES_MAX
 from nun.position import Position
 
 REFUSED: Final = 1
 
 
+class AckLevel(click.ParamType[str | int]):
+    """`local`, `primary`, `majority`, `all`, or a number of replicas."""
+
+    name = "level"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        if value in LEVELS:
+            return str(value)
+        return self.fail(f"{value!r}: expected {', '.join(LEVELS)} or a number", param, ctx)
+
+
+_ack_option = click.option(
+    "--ack",
+    type=AckLevel(),
+    metavar="LEVEL",
+    help="How far the write goes first: local, primary, majority, all, or a number of replicas.",
+)
+
+
 def _condition_options(command: Any) -> Any:
     for option in (
+        _ack_option,
         click.option("--if-absent", is_flag=True, help="Only when the key holds nothing."),
         click.option(
             "--if-version", type=int, metavar="N", help="Only when the key's version is N."
@@ -43,6 +68,8 @@ def _condition(given: dict[str, Any]) -> dict[str, Any]:
         chosen["base"] = None
     if len(chosen) > 1:
         raise click.UsageError("--if-absent, --if-version and --version exclude each other")
+    if given.get("ack") is not None:
+        chosen["ack"] = given["ack"]
     return chosen
 
 
@@ -50,16 +77,23 @@ def _tell_written(settings: Settings, key: str, result: Any) -> None:
     if settings.json:
         say_json({"key": key, **record(result)})
     else:
-        say(f"version {result.version}")
+        tentative = ", tentative" if result.status == "tentative" else ""
+        say(f"version {result.version}{tentative}")
 
 
 @click.command(short_help="Print the value of a key.")
 @click.argument("key")
+@click.option("--at", metavar="POSITION", help="Once this position is shown, as in 1.1.3:42.")
+@click.option(
+    "--level", type=click.Choice(["majority"]), help="Only what no change of primary takes back."
+)
 @with_settings
-def get(settings: Settings, key: str) -> int:
+def get(settings: Settings, key: str, at: str | None, level: str | None) -> int:
     """Print the value of KEY and a newline. A missing key is told on stderr, with exit status 1."""
+    view: dict[str, Any] = {"at": at, "level": level}
+    view = {name: given for name, given in view.items() if given is not None}
     with settings.client() as client:
-        entry = settings.open_database(client).get(os.fsencode(key))
+        entry = settings.open_database(client).get(os.fsencode(key), **view)
     if entry is None:
         if settings.json:
             say_json(None)
@@ -119,11 +153,13 @@ def remove(settings: Settings, key: str, **given: Any) -> None:
 )
 @click.argument("key")
 @click.argument("delta", type=int, default=1)
+@_ack_option
 @with_settings
-def increment(settings: Settings, key: str, delta: int) -> None:
+def increment(settings: Settings, key: str, delta: int, ack: str | int | None) -> None:
     """Add DELTA (1, and negative ones too) to the integer in KEY and print the sum."""
+    far: dict[str, Any] = {} if ack is None else {"ack": ack}
     with settings.client() as client:
-        result = settings.open_database(client).increment(os.fsencode(key), delta)
+        result = settings.open_database(client).increment(os.fsencode(key), delta, **far)
     if settings.json:
         say_json({"key": key, **record(result)})
     else:

@@ -70,11 +70,11 @@ class Settings:
     timeout: float
     json: bool
 
-    def client(self) -> nun.Client:
+    def client(self, **more: Any) -> nun.Client:
         """A client that gives bytes: the command line prints any value as it is."""
         import nun
 
-        return nun.Client(list(self.servers), **self._client_arguments())
+        return nun.Client(list(self.servers), **self._client_arguments(), **more)
 
     def async_client(self) -> nun.AsyncClient:
         import nun

@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from nun.client import operations as ops
+from nun.client.aio_watch import AsyncWatch
 from nun.client.batch import Operations
+from nun.client.levels import LEVEL_SHARE, Ack, ack_of, level_of, view_of
 from nun.client.link import Link
+from nun.client.outcomes import AsyncOutcomes
 from nun.client.request import NEVER, Grant, Request
-from nun.client.results import DatabaseInfo, Entries, Entry, Event, Lazy, Result
+from nun.client.results import DatabaseInfo, Entries, Entry, Lazy, Result
 from nun.client.session import RESEND_AFTER_S, Session
 from nun.client.settings import Settings
 from nun.client.sync import SNAPSHOT_TIMEOUT_S
@@ -237,8 +241,24 @@ class AsyncClient:
         self._timeout = timeout
         self._port = _Port(self._settings)
 
-    async def _run(self, request: Request, timeout: float | None = None) -> Any:
-        return await self._port.run(request, self._timeout if timeout is None else timeout)
+    async def _run(self, request: Request, timeout: float | None = None, ack: Ack = None) -> Any:
+        seconds = self._timeout if timeout is None else timeout
+        if ack is not None:
+            request.ack = ack_of(ack, seconds * LEVEL_SHARE)
+        return await self._port.run(request, seconds)
+
+    async def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
+        """Runs a write of one key; its result can be waited for."""
+        result: Result = await self._run(request, timeout, ack)
+        result._wait = partial(self._wait_for, request.number)
+        return result
+
+    async def _wait_for(self, number: int, level: str | int, timeout: float | None) -> Result:
+        seconds = self._timeout if timeout is None else timeout
+        patience_ms = int(seconds * LEVEL_SHARE * 1_000)
+        result: Result = await self._run(ops.wait(number, level_of(level), patience_ms), seconds)
+        result._wait = partial(self._wait_for, number)
+        return result
 
     async def __aenter__(self) -> Self:
         try:
@@ -281,10 +301,10 @@ class AsyncClient:
         return found
 
     async def create_database(
-        self, name: Text, token: Text, strategy: str = "none", **options: Any
+        self, name: Text, token: Text, strategy: str = "none", *, ack: Ack = None, **options: Any
     ) -> Result:
         result: Result = await self._run(
-            ops.create_database(name, token, {"strategy": strategy, **options})
+            ops.create_database(name, token, {"strategy": strategy, **options}), ack=ack
         )
         return result
 
@@ -323,6 +343,31 @@ class AsyncClient:
         told: dict[str, Any] = await self._run(ops.status())
         return told
 
+    # The cluster
+
+    async def cluster(self) -> list[dict[str, Any]]:
+        """What the node that is asked knows of every member: role, epoch, position, lag, link, clock, problem."""
+        told: list[dict[str, Any]] = await self._run(ops.cluster())
+        return told
+
+    async def promote(
+        self, name: Text, force: bool = False, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Makes a node the primary.
+
+        Args:
+            force: go on without a majority of the members; what only the others have comes back as conflicts.
+
+        Raises:
+            NodeFault: it did not become primary, and why. BadRequest: there is no such node. NoPrimary: unreachable.
+        """
+        told: dict[str, Any] = await self._run(ops.promote(name, force), timeout)
+        return told
+
+    def outcomes(self) -> AsyncOutcomes:
+        """What becomes of this client's local and losing writes, as it becomes known; at least once each."""
+        return AsyncOutcomes(self)
+
 
 class AsyncDatabase:
     """One database as one user. From `AsyncClient.database`. See `Database` for the arguments."""
@@ -332,6 +377,7 @@ class AsyncDatabase:
         self._grant = grant
         self._decoding: Decoding = client._settings.decoding
         self._run = client._run
+        self._write = client._write
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._selected().__await__()
@@ -340,14 +386,42 @@ class AsyncDatabase:
         await self._run(ops.ping(self._grant))
         return self
 
-    async def get(self, key: Text, *, timeout: float | None = None) -> Entry | None:
-        entry: Entry | None = await self._run(ops.get(self._grant, key, self._decoding), timeout)
+    async def get(
+        self,
+        key: Text,
+        *,
+        at: Position | str | None = None,
+        level: str | None = None,
+        timeout: float | None = None,
+    ) -> Entry | None:
+        request = ops.get(self._grant, key, self._decoding)
+        self._view(request, at, level, timeout)
+        entry: Entry | None = await self._run(request, timeout)
         return entry
 
-    async def get_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> Entries:
+    def _view(
+        self,
+        request: Request,
+        at: Position | str | None,
+        level: str | None,
+        timeout: float | None,
+    ) -> None:
+        if at is not None or level is not None:
+            seconds = self._client._timeout if timeout is None else timeout
+            request.view = view_of(at, level, seconds * LEVEL_SHARE)
+
+    async def get_many(
+        self,
+        keys: Iterable[Text],
+        *,
+        at: Position | str | None = None,
+        level: str | None = None,
+        timeout: float | None = None,
+    ) -> Entries:
         request = ops.get_many(self._grant, keys, self._decoding)
         if not request.args[0]:
             return Entries([], [], self._decoding)
+        self._view(request, at, level, timeout)
         entries: Entries = await self._run(request, timeout)
         return entries
 
@@ -360,12 +434,12 @@ class AsyncDatabase:
         version: int | None = None,
         if_version: int | None = None,
         on_conflict: str = "strategy",
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Result:
         condition = condition_of(base, version, if_version, on_conflict)
         request = ops.set(self._grant, key, value, condition, self._decoding)
-        result: Result = await self._run(request, timeout)
-        return result
+        return await self._write(request, timeout, ack)
 
     async def remove(
         self,
@@ -375,26 +449,28 @@ class AsyncDatabase:
         version: int | None = None,
         if_version: int | None = None,
         on_conflict: str = "strategy",
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Result:
         condition = condition_of(base, version, if_version, on_conflict)
         request = ops.remove(self._grant, key, condition, self._decoding)
-        result: Result = await self._run(request, timeout)
-        return result
+        return await self._write(request, timeout, ack)
 
-    async def increment(self, key: Text, delta: int = 1, *, timeout: float | None = None) -> Result:
+    async def increment(
+        self, key: Text, delta: int = 1, *, ack: Ack = None, timeout: float | None = None
+    ) -> Result:
         request = ops.increment(self._grant, key, delta, self._decoding)
-        result: Result = await self._run(request, timeout)
-        return result
+        return await self._write(request, timeout, ack)
 
     async def set_many(
         self,
         items: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
         *,
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Lazy[Result]:
         request = ops.set_many(self._grant, items, self._decoding)
-        results: Lazy[Result] = await self._run(request, timeout)
+        results: Lazy[Result] = await self._run(request, timeout, ack)
         return results
 
     async def keys(
@@ -423,8 +499,8 @@ class AsyncDatabase:
             if after is None or left == 0:
                 return
 
-    def pipeline(self, atomic: bool = False) -> AsyncPipeline:
-        return AsyncPipeline(self, atomic)
+    def pipeline(self, atomic: bool = False, *, ack: Ack = None) -> AsyncPipeline:
+        return AsyncPipeline(self, atomic, ack)
 
     def watch(
         self,
@@ -442,15 +518,16 @@ class AsyncDatabase:
 class AsyncPipeline(Operations):
     """Operations that go out as one request at the end of the `async with` block."""
 
-    def __init__(self, database: AsyncDatabase, atomic: bool) -> None:
+    def __init__(self, database: AsyncDatabase, atomic: bool, ack: Ack = None) -> None:
         super().__init__(database._grant, database._decoding, atomic)
         self._run = database._run
+        self._ack = ack
 
     async def execute(self, timeout: float | None = None) -> Lazy[Any] | list[Any]:
         request = self._take()
         if request is not None:
             try:
-                self.results = await self._run(request, timeout)
+                self.results = await self._run(request, timeout, self._ack)
             except BatchError as error:
                 self.results = error.results
                 raise
@@ -467,107 +544,3 @@ class AsyncPipeline(Operations):
     ) -> None:
         if kind is None:
             await self.execute()
-
-
-class AsyncWatch:
-    """Events, in order and complete, across lost links. From `AsyncDatabase.watch`. One task at a time."""
-
-    def __init__(self, client: AsyncClient, state: WatchState, timeout: float | None) -> None:
-        self._port = port = client._port
-        self._state = state
-        self._give_back = max(state.credit // 4, 1)
-        port.loop()
-        now = monotonic()
-        state.deadline = now + (client._timeout if timeout is None else timeout)
-        port.session.watch(state, now)
-        port.serve()
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._served().__await__()
-
-    async def _served(self) -> Self:
-        state = self._state
-        while not state.begun:
-            if state.error is not None:
-                raise state.error
-            await self._something()
-        return self
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        event = await self.next_event()
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def next_event(self, timeout: float | None = None) -> Event | None:
-        """The next event; None when the time is over or the watch was closed. Raises what ended the watch."""
-        if timeout is None:
-            return await self._next_event()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._next_event()
-        except TimeoutError:
-            return None
-
-    async def _next_event(self) -> Event | None:
-        state, port = self._state, self._port
-        while True:
-            event = state.take()
-            if state.owed >= self._give_back and port.refusal is None:
-                port.session.give_credit(state, state.take_owed())
-                port.serve()
-            if event is not None:
-                return event
-            if state.closed:
-                return None
-            if state.error is not None:
-                raise state.error
-            await self._something()
-
-    async def _something(self) -> None:
-        """Waits until the session has something for this watch."""
-        state = self._state
-        state.waiter = self._port.loop().create_future()
-        try:
-            await state.waiter
-        finally:
-            state.waiter = None
-
-    @property
-    def position(self) -> Position | None:
-        """Where a later watch can go on (`since`) without missing anything."""
-        return self._state.position
-
-    @property
-    def alive(self) -> bool:
-        """Whether a node serves it at this moment, as far as is known here."""
-        return self._state.number is not None
-
-    async def close(self) -> None:
-        """Ends it; its iteration stops."""
-        state, port = self._state, self._port
-        if not state.closed:
-            state.closed = True
-            if port.refusal is None:
-                port.session.unwatch(state, monotonic())
-                port.serve()
-            if state.waiter is not None and not state.waiter.done():
-                state.waiter.set_result(None)
-
-    async def __aenter__(self) -> Self:
-        try:
-            return await self
-        except BaseException:
-            await self.close()
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()

@@ -247,6 +247,34 @@ def _plain(request: Request) -> Any:
     return plain_text(request.result)
 
 
+def wait(number: int, level: int, patience_ms: int) -> Request:
+    """What became of an earlier request of this client, once it is decided."""
+    return Request(m.WAIT, None, (number, level, patience_ms), _waited)
+
+
+def _waited(request: Request) -> Result:
+    match request.result:
+        case [int() as version, int() as value]:
+            return Result(version, request.op_id, request.position, value)
+        case int() as version:
+            return Result(version, request.op_id, request.position)
+    return Result(0, request.op_id, request.position)
+
+
+def seen(op_ids: list[int]) -> Request:
+    """These outcomes were dealt with."""
+    return Request(m.OUTCOMES_SEEN, None, (op_ids,), _done)
+
+
+def cluster() -> Request:
+    return Request(m.CLUSTER, None, (), _plain)
+
+
+def promote(name: Text, force: bool) -> Request:
+    check_name(name, "the name of a node")
+    return Request(m.PROMOTE, None, (name, force), _plain)
+
+
 def ping(grant: Grant | None = None) -> Request:
     """Answered once there is a session, and the database is selected in it."""
     return Request(m.PING, grant, (None,), nothing)

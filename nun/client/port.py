@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from nun.client.link import Link, wait_without_link
+from nun.client.notices import NoticeState
 from nun.client.request import Request
 from nun.client.session import Session
 from nun.client.settings import Settings
@@ -46,7 +47,7 @@ class Port:
         self._asked: deque[Callable[[], None]] = (
             deque()
         )  # what other threads want done by the leader
-        self._waiters: dict[Request | WatchState, threading.Event] = {}
+        self._waiters: dict[Request | WatchState | NoticeState, threading.Event] = {}
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.refusal: str | None = None
         _ports.add(self)
@@ -108,7 +109,7 @@ class Port:
 
     def wait_for(
         self,
-        target: Request | WatchState,
+        target: Request | WatchState | NoticeState,
         begin: Callable[[], None],
         until: float | None = None,
         ready: Callable[[], bool] | None = None,
@@ -167,7 +168,7 @@ class Port:
 
     def _queue(
         self,
-        target: Request | WatchState,
+        target: Request | WatchState | NoticeState,
         begin: Callable[[], None],
         until: float | None = None,
         ready: Callable[[], bool] | None = None,
@@ -225,7 +226,7 @@ class Port:
 
     def _lead(
         self,
-        target: Request | WatchState,
+        target: Request | WatchState | NoticeState,
         until: float | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> None:

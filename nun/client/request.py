@@ -24,6 +24,7 @@ WRITES: Final = frozenset(
         m.CREATE_USER,
         m.DROP_USER,
         m.SET_PERMISSIONS,
+        m.OUTCOMES_SEEN,
     }
 )
 
@@ -65,6 +66,9 @@ class Request:
         None  # of requests that the session makes for itself
     )
     waiter: Any = None  # the shell's
+    ack: tuple[int, int] | None = None  # [level, patience in milliseconds] of a write
+    view: tuple[Any, bool, int] | None = None  # of a read
+    fields: dict[str, Any] | None = None  # of a level that was not reached
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Request:
                 f"it is not known what became of request {self.number} ({self.unknown})",
                 reason=self.unknown,
                 retry=None if self.unknown == "expired" else retry,
+                **(self.fields or {}),
             )
         if self.failure is not None:
             raise self.failure

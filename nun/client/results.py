@@ -6,7 +6,7 @@ making a thousand objects at once would cost more than the request.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from operator import eq, itemgetter
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 from nun.client.values import Decoding, is_live
 from nun.core.clock import TICK
 from nun.core.record import HEAD_BYTES, SPECIAL, unpack_head
-from nun.errors import RequestError, from_wire
+from nun.errors import BadRequest, RequestError, from_wire
 from nun.messages import GET, INCREMENT
 from nun.position import Position
 
@@ -97,9 +97,10 @@ def shown_key(key: str | bytes, decoding: Decoding) -> Any:
 class Result:
     """What became of a write. It can also be awaited, so that both clients share this class."""
 
-    __slots__ = ("_position", "op_id", "value", "version")
+    __slots__ = ("_position", "_wait", "op_id", "value", "version")
 
     def __init__(self, version: int, op_id: int, position: Any, value: int | None = None) -> None:
+        self._wait: Callable[[str | int, float | None], Any] | None = None
         self.version = version
         self.op_id = op_id
         self.value = value  # of an increment: the sum
@@ -111,11 +112,25 @@ class Result:
 
     @property
     def status(self) -> str:
-        return "committed"
+        """ "tentative" while it is taken and not decided, else "committed"."""
+        return "tentative" if self._position is None and self.op_id else "committed"
 
-    def wait(self, level: str | int | None = None, timeout: float | None = None) -> Self:  # noqa: ARG002
-        """Returns at once: a committed write is durable at the only node there is."""
-        return self
+    def wait(self, level: str | int = "primary", timeout: float | None = None) -> Any:
+        """Waits until the write is decided and has reached an ack level; returns what it came to.
+
+        A committed write has reached "primary". With an AsyncClient, await what this returns.
+
+        Raises:
+            VersionConflict: it was refused; the ledger has it, and an outcome tells of it.
+            UnknownOutcome: the level was not reached in time.
+        """
+        if level in ("primary", "local") and self.status == "committed":
+            return self
+        if self._wait is None:
+            raise BadRequest(
+                "this result cannot be waited for: it does not come from a request of its own"
+            )
+        return self._wait(level, timeout)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self

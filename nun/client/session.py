@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from nun import messages as m
+from nun.client.notices import NoticeState
 from nun.client.request import NEVER, WRITES, Grant, Request, ignore, nothing
 from nun.client.results import error_of
 from nun.client.values import TEXT
@@ -33,7 +34,10 @@ from nun.errors import (
     AuthError,
     BadRequest,
     ConnectionLost,
+    LevelNotReached,
+    NoPrimary,
     NoSuchDatabase,
+    NotServing,
     OutcomeExpired,
     Overloaded,
     RequestError,
@@ -52,6 +56,8 @@ BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
 STEADY_S: Final = 1.0  # a session that lived so long was good: the next attempt comes at once
 RECEIPT_BYTES: Final = 256 * KIB  # a receipt covers all before it: one is shown per so many bytes
+ELSEWHERE_AFTER_S: Final = 0.5  # a session that is younger asks the same node again
+MOVE_AGAIN_S: Final = 2.0  # from a replica to the primary, not more often than that
 PARKED_MAX: Final = 256  # writes that timed out and can still be asked about
 _SENT_ONCE: Final = (m.PING, m.SNAPSHOT)  # not again while the link holds
 
@@ -75,7 +81,7 @@ class Session:
         self.client_id = client_id
         self.wants_link = True
         self.outbox: deque[tuple[bytes, Request | None]] = deque()
-        self.finished: list[Request | WatchState] = []
+        self.finished: list[Request | WatchState | NoticeState] = []
         self.in_flight: dict[int, Request] = {}
         self.generation = 1  # counts links
         self.token: int | None = None
@@ -97,6 +103,8 @@ class Session:
         self._parked: dict[int, Request] = {}
         self._watches: list[WatchState] = []
         self._live: dict[int, WatchState] = {}
+        self._notices: NoticeState | None = None
+        self._moved_at = float("-inf")
         self._closed = False
 
     @property
@@ -163,11 +171,14 @@ class Session:
         if request.kind in WRITES:
             floor = min(next(iter(self.in_flight)), number)
             head = (request.kind, self.token, number, floor)
+            if request.ack is not None:
+                head = (request.kind, self.token, number, (floor, *request.ack))
         else:
             head = (request.kind, self.token, number)
+        args = request.args if request.view is None else (*request.args, request.view)
         try:
             if request.grant is not None and request.kind != m.PING:
-                return pack((*head, request.grant.number, *request.args))
+                return pack((*head, request.grant.number, *args))
             return pack((*head, *request.args))
         except (ValueError, TypeError, OverflowError) as error:
             self.in_flight.pop(number, None)
@@ -293,6 +304,11 @@ class Session:
                 if watch is not None:
                     watch.feed(body)
                     self.finished.append(watch)
+            elif head == m.OUTCOME:
+                _, op_id, notice = message
+                if self._notices is not None:
+                    self._notices.feed(op_id, notice)
+                    self.finished.append(self._notices)
             elif head == m.WATCH_ENDED:
                 _, number, code, text, fields = message
                 watch = self._live.get(number)
@@ -314,6 +330,12 @@ class Session:
         if status == SessionUnknown.code:
             self.broken(now, "the node does not know the session")
             return
+        if status in (NoPrimary.code, NotServing.code) and not request.parked:
+            self._try_elsewhere(request, result, now)
+            return
+        if status == LevelNotReached.code and request.kind in WRITES:
+            self._not_so_far(request, result, position, op_id)
+            return
         del self.in_flight[number]
         if request.parked:
             del self._parked[number]
@@ -330,6 +352,29 @@ class Session:
         elif not request.parked:
             self.finished.append(request)
 
+    def _try_elsewhere(self, request: Request, result: Any, now: float) -> None:
+        """The node cannot have it decided at present: another one may, or this one soon."""
+        message, fields = result
+        self.trouble = message.decode("utf-8", "replace")
+        if len(self._addresses) > 1 and now - self._ready_since >= ELSEWHERE_AFTER_S:
+            self._at += 1
+            self.broken(now, self.trouble)
+        else:
+            pause = fields.get(b"retry_after_ms", 0) / 1_000
+            request.sent_at = now + pause - RESEND_AFTER_S * 2**request.resends
+
+    def _not_so_far(self, request: Request, result: Any, position: Any, op_id: Any) -> None:
+        """A write is done, and its ack level was not reached in time. It keeps its place (I3)."""
+        if request.parked:
+            return
+        error = error_of(LevelNotReached.code, result[0], result[1], TEXT)
+        told = None if position is None else Position(*position)
+        request.fields = {**error.fields, "position": told, "op_id": op_id}
+        request.unknown = "level"
+        request.done = request.parked = True
+        self._parked[request.number] = request
+        self.finished.append(request)
+
     @staticmethod
     def _refused(request: Request) -> None:
         if request.status == OutcomeExpired.code:
@@ -345,9 +390,11 @@ class Session:
             self._not_greeted(error_of(status, message, fields, TEXT), now)
             return
         match result:
-            case [int() as token, int() as born, int() as next_number, dict()] if (
+            case [int() as token, int() as born, int() as next_number, dict() as node] if (
                 next_number < 2**62
             ):
+                if self._moves_to_primary(node, now):
+                    return
                 self.token, self._born = token, born
             case _:
                 raise WireError("the reply to hello is [token, born, next_number, {...}]")
@@ -365,6 +412,37 @@ class Session:
         for watch in self._watches:
             watch.ask_at = now
             self._ask(watch, now)
+        if self._notices is not None:
+            self._ask_for_notices(now)
+
+    def _moves_to_primary(self, node: dict[bytes, Any], now: float) -> bool:
+        """Whether the session goes on at the primary, when that is another one of the addresses."""
+        primary = node.get(b"primary_address")
+        address = primary.decode("utf-8", "replace") if isinstance(primary, bytes) else ""
+        if address == self.address or address not in self._addresses:
+            return False
+        if now - self._moved_at < MOVE_AGAIN_S:
+            return False
+        self._moved_at = now
+        self.broken(now, f"{self.address} is not the primary")
+        self._at = self._addresses.index(address)
+        self._attempts = 0
+        self._open_at = now
+        self.wants_link = True
+        return True
+
+    def outcomes(self, notices: NoticeState, now: float) -> None:
+        """Somebody wants the outcomes of this client's writes."""
+        self._notices = notices
+        if self.token is not None:
+            self._ask_for_notices(now)
+
+    def _ask_for_notices(self, now: float) -> None:
+        request = Request(m.OUTCOMES, None, (), nothing)
+        request.then = ignore
+        frame = self.begin(request, now)
+        if frame is not None:
+            self.outbox.append((frame, request))
 
     def _not_greeted(self, error: RequestError, now: float) -> None:
         if isinstance(error, Overloaded):

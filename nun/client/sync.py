@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from nun.client import operations as ops
 from nun.client.batch import Operations
+from nun.client.levels import LEVEL_SHARE, Ack, ack_of, level_of, view_of
+from nun.client.outcomes import Outcomes
 from nun.client.port import Port
 from nun.client.request import Grant, Request
 from nun.client.results import DatabaseInfo, Entries, Entry, Event, Lazy, Result
@@ -61,8 +64,24 @@ class Client:
             self._port.close()
             raise
 
-    def _run(self, request: Request, timeout: float | None = None) -> Any:
-        return self._port.run(request, self._timeout if timeout is None else timeout)
+    def _run(self, request: Request, timeout: float | None = None, ack: Ack = None) -> Any:
+        seconds = self._timeout if timeout is None else timeout
+        if ack is not None:
+            request.ack = ack_of(ack, seconds * LEVEL_SHARE)
+        return self._port.run(request, seconds)
+
+    def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
+        """Runs a write of one key; its result can be waited for."""
+        result: Result = self._run(request, timeout, ack)
+        result._wait = partial(self._wait_for, request.number)
+        return result
+
+    def _wait_for(self, number: int, level: str | int, timeout: float | None) -> Result:
+        seconds = self._timeout if timeout is None else timeout
+        patience_ms = int(seconds * LEVEL_SHARE * 1_000)
+        result: Result = self._run(ops.wait(number, level_of(level), patience_ms), seconds)
+        result._wait = partial(self._wait_for, number)
+        return result
 
     def __enter__(self) -> Self:
         return self
@@ -105,11 +124,11 @@ class Client:
         return found
 
     def create_database(
-        self, name: Text, token: Text, strategy: str = "none", **options: Any
+        self, name: Text, token: Text, strategy: str = "none", *, ack: Ack = None, **options: Any
     ) -> Result:
         """Makes a database. Raises DatabaseExists."""
         result: Result = self._run(
-            ops.create_database(name, token, {"strategy": strategy, **options})
+            ops.create_database(name, token, {"strategy": strategy, **options}), ack=ack
         )
         return result
 
@@ -154,6 +173,31 @@ class Client:
         told: dict[str, Any] = self._run(ops.status())
         return told
 
+    # The cluster
+
+    def cluster(self) -> list[dict[str, Any]]:
+        """What the node that is asked knows of every member: role, epoch, position, lag, link, clock, problem."""
+        told: list[dict[str, Any]] = self._run(ops.cluster())
+        return told
+
+    def promote(
+        self, name: Text, force: bool = False, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Makes a node the primary.
+
+        Args:
+            force: go on without a majority of the members; what only the others have comes back as conflicts.
+
+        Raises:
+            NodeFault: it did not become primary, and why. BadRequest: there is no such node. NoPrimary: unreachable.
+        """
+        told: dict[str, Any] = self._run(ops.promote(name, force), timeout)
+        return told
+
+    def outcomes(self) -> Outcomes:
+        """What becomes of this client's local and losing writes, as it becomes known; at least once each."""
+        return Outcomes(self)
+
 
 class Database:
     """One database as one user. From `Client.database`."""
@@ -163,17 +207,54 @@ class Database:
         self._grant = grant
         self._decoding: Decoding = client._settings.decoding
         self._run = client._run
+        self._write = client._write
 
-    def get(self, key: Text, *, timeout: float | None = None) -> Entry | None:
-        """What the key holds, or None."""
-        entry: Entry | None = self._run(ops.get(self._grant, key, self._decoding), timeout)
+    def get(
+        self,
+        key: Text,
+        *,
+        at: Position | str | None = None,
+        level: str | None = None,
+        timeout: float | None = None,
+    ) -> Entry | None:
+        """What the key holds, or None.
+
+        Args:
+            at: a position (of a Result, an Event) that must be shown first, on whichever node is asked.
+            level: "majority" shows only what no change of primary can take back.
+
+        Raises:
+            LevelNotReached: not in time.
+        """
+        request = ops.get(self._grant, key, self._decoding)
+        self._view(request, at, level, timeout)
+        entry: Entry | None = self._run(request, timeout)
         return entry
 
-    def get_many(self, keys: Iterable[Text], *, timeout: float | None = None) -> Entries:
+    def _view(
+        self,
+        request: Request,
+        at: Position | str | None,
+        level: str | None,
+        timeout: float | None,
+    ) -> None:
+        if at is not None or level is not None:
+            seconds = self._client._timeout if timeout is None else timeout
+            request.view = view_of(at, level, seconds * LEVEL_SHARE)
+
+    def get_many(
+        self,
+        keys: Iterable[Text],
+        *,
+        at: Position | str | None = None,
+        level: str | None = None,
+        timeout: float | None = None,
+    ) -> Entries:
         """For each key its Entry or None; `.values()` of it gives all values at once."""
         request = ops.get_many(self._grant, keys, self._decoding)
         if not request.args[0]:
             return Entries([], [], self._decoding)
+        self._view(request, at, level, timeout)
         entries: Entries = self._run(request, timeout)
         return entries
 
@@ -186,6 +267,7 @@ class Database:
         version: int | None = None,
         if_version: int | None = None,
         on_conflict: str = "strategy",
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Result:
         """Stores a value; durable when this returns.
@@ -195,6 +277,8 @@ class Database:
             version: as NunDB's set-safe: accepted from the current version on.
             if_version: accepted only at exactly this version.
             on_conflict: "refuse" refuses whatever the strategy of the database says.
+            ack: how far the write goes before this returns: "local" (durable at the node that is asked, and decided
+                later), "primary", "majority", "all", or a number of replicas; None: as the node is configured.
 
         Raises:
             VersionConflict: the condition does not hold; `.current` is what the key holds.
@@ -202,8 +286,7 @@ class Database:
         """
         condition = condition_of(base, version, if_version, on_conflict)
         request = ops.set(self._grant, key, value, condition, self._decoding)
-        result: Result = self._run(request, timeout)
-        return result
+        return self._write(request, timeout, ack)
 
     def remove(
         self,
@@ -213,27 +296,31 @@ class Database:
         version: int | None = None,
         if_version: int | None = None,
         on_conflict: str = "strategy",
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Result:
         """Removes a key, on the same conditions as `set`. Its version counts on."""
         condition = condition_of(base, version, if_version, on_conflict)
-        result: Result = self._run(ops.remove(self._grant, key, condition, self._decoding), timeout)
-        return result
+        request = ops.remove(self._grant, key, condition, self._decoding)
+        return self._write(request, timeout, ack)
 
-    def increment(self, key: Text, delta: int = 1, *, timeout: float | None = None) -> Result:
+    def increment(
+        self, key: Text, delta: int = 1, *, ack: Ack = None, timeout: float | None = None
+    ) -> Result:
         """Adds to the integer that the key holds, exactly once; `.value` is the sum. Raises NotANumber."""
-        result: Result = self._run(ops.increment(self._grant, key, delta, self._decoding), timeout)
-        return result
+        request = ops.increment(self._grant, key, delta, self._decoding)
+        return self._write(request, timeout, ack)
 
     def set_many(
         self,
         items: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
         *,
+        ack: Ack = None,
         timeout: float | None = None,
     ) -> Lazy[Result]:
         """Stores many values as one request. Raises BatchError, whose `.results` says what became of each."""
         request = ops.set_many(self._grant, items, self._decoding)
-        results: Lazy[Result] = self._run(request, timeout)
+        results: Lazy[Result] = self._run(request, timeout, ack)
         return results
 
     def keys(
@@ -260,9 +347,9 @@ class Database:
             if after is None or left == 0:
                 return
 
-    def pipeline(self, atomic: bool = False) -> Pipeline:
+    def pipeline(self, atomic: bool = False, *, ack: Ack = None) -> Pipeline:
         """Collects operations and sends them as one request; `atomic`: all or none."""
-        return Pipeline(self, atomic)
+        return Pipeline(self, atomic, ack)
 
     def watch(
         self,
@@ -288,16 +375,17 @@ class Pipeline(Operations):
     Raises BatchError there if any failed, with `.results` that hold each one's result or error.
     """
 
-    def __init__(self, database: Database, atomic: bool) -> None:
+    def __init__(self, database: Database, atomic: bool, ack: Ack = None) -> None:
         super().__init__(database._grant, database._decoding, atomic)
         self._run = database._run
+        self._ack = ack
 
     def execute(self, timeout: float | None = None) -> Lazy[Any] | list[Any]:
         """Sends what was collected; the pipeline is empty afterwards."""
         request = self._take()
         if request is not None:
             try:
-                self.results = self._run(request, timeout)
+                self.results = self._run(request, timeout, self._ack)
             except BatchError as error:
                 self.results = error.results
                 raise

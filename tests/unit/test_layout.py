@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nun", "storage", "actors")
 LINES_MAX = 600
 # A ratchet: files that may be longer, and how long. Lower a bound when a file shrinks; add none without a reason.
-LONGER: dict[str, int] = {}
+LONGER: dict[str, int] = {
+    "nun/client/session.py": 680,  # one state machine; its rooms would only call each other
+}
 FUNCTION_LINES_MAX = 70
 LONGER_FUNCTIONS: dict[str, int] = {}
 

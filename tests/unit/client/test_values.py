@@ -178,7 +178,7 @@ def test_decodings() -> None:
 
 def test_a_result_is_there_already() -> None:
     result = Result(3, 77, [1, 1, 1, 9], 5)
-    assert result.wait("majority", timeout=1) is result
+    assert result.wait("primary", timeout=1) is result
     assert (str(result.position), result.status, result.value) == ("1.1.1:9", "committed", 5)
     assert result == Result(3, 77, (1, 1, 1, 9), 5)
     assert result != Result(3, 78, (1, 1, 1, 9), 5)
