@@ -314,6 +314,78 @@ def _check_meaning(config: Config, wrong: set[str], problems: list[str]) -> None
     _check_curve_keys(config.security, wrong, problems)
     if "network.listen" not in wrong:
         _check_listen(config, wrong, problems)
+    if not any(name.startswith("replication.") for name in wrong):
+        _check_replication(config, problems)
+
+
+def _check_replication(config: Config, problems: list[str]) -> None:
+    """A node of a cluster: addresses, names and keys that fit together."""
+    replication = config.replication
+    if not replication.listen:
+        problems.extend(
+            f"replication.{name}: found {getattr(replication, name)!r} without replication.listen, "
+            "expected both or neither"
+            for name in ("publish", "primary", "peers")
+            if getattr(replication, name)
+        )
+        return
+    addresses = {
+        "replication.listen": replication.listen,
+        "replication.publish": replication.publish,
+    }
+    for name, address in addresses.items():
+        if _host(address) is None:
+            problems.append(
+                f"{name}: found {address!r}, expected tcp://HOST:PORT, PORT from 1 to 65535"
+            )
+    used = [config.network.listen, *addresses.values()]
+    if len({*used}) < len(used):
+        problems.append(
+            "replication.listen, replication.publish, network.listen: found the same address twice, "
+            "expected three different ones"
+        )
+    names = {config.node.name, *replication.peers}
+    if replication.primary not in names:
+        problems.append(
+            f"replication.primary: found {replication.primary!r}, expected one of "
+            f"{', '.join(sorted(names))}"
+        )
+    for name, address in replication.peers.items():
+        if name == config.node.name or not _NAME.match(name):
+            problems.append(
+                f"replication.peers: found the name {name!r}, expected the names of the other nodes"
+            )
+        if _host(address) is None:
+            problems.append(
+                f"replication.peers.{name}: found {address!r}, expected tcp://HOST:PORT"
+            )
+    _check_node_keys(config, problems)
+
+
+def _check_node_keys(config: Config, problems: list[str]) -> None:
+    replication = config.replication
+    public, secret = replication.curve_public_key, replication.curve_secret_key
+    if public or secret:
+        for name, key in (("curve_public_key", public), ("curve_secret_key", secret)):
+            if len(key) != _CURVE_KEY_LENGTH:
+                problems.append(
+                    f"replication.{name}: found {_shown(name, key)} of {len(key)} characters, "
+                    f"expected the {_CURVE_KEY_LENGTH} that `nun keygen` prints"
+                )
+        problems.extend(
+            f"replication.peer_public_keys: found no key of {name!r}, expected that of every peer"
+            for name in replication.peers
+            if len(replication.peer_public_keys.get(name, "")) != _CURVE_KEY_LENGTH
+        )
+        return
+    for name in ("listen", "publish"):
+        host = _host(getattr(replication, name))
+        if host is not None and not _is_loopback(host) and not config.security.insecure:
+            problems.append(
+                f"replication.{name}: found {getattr(replication, name)!r} without "
+                "replication.curve_public_key, expected a loopback address, keys from `nun keygen`, "
+                "or security.insecure = true"
+            )
 
 
 def _check_curve_keys(security: SecurityConfig, wrong: set[str], problems: list[str]) -> None:
