@@ -310,6 +310,8 @@ class ReplicatorCore:
         history: Any,
         members: Any,
     ) -> None:
+        if not self.disk_known:
+            return  # how much of that is on disk is not known yet: it is asked for again then
         first = not self.state_known
         self.state_known = True
         was_leading = self.leads
@@ -355,6 +357,8 @@ class ReplicatorCore:
                 self.durable_seq = 0 if last is None else last[3]
                 if copy is not None:
                     self.copy = (copy[0], {name.decode(): size for name, size in copy[1].items()})
+                if number and not self.state_known:
+                    self.out.to_network.append((pm.REPLICATOR_UP,))
                 self.coordinator.decide()
             case [m.DURABLE, _, _, _, seq]:
                 if seq > self.durable_seq:
@@ -380,9 +384,13 @@ class ReplicatorCore:
         if fx.is_item(frame):
             return
         kind, position, _ = fx.decode_head(frame)
-        if kind != fx.ENTRY or (self.epoch is not None and position.epoch < self.epoch):
+        if self.epoch is not None and position.epoch < self.epoch:
             return
         if position.epoch.node != self.number:
+            return
+        if kind != fx.ENTRY:
+            if position.epoch == self.epoch and position.seq > self.last_seq:
+                self.last = position  # this process missed the tail; it is in the log
             return
         if position.seq == self.last_seq + 1:
             self.advance(position)

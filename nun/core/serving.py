@@ -113,7 +113,8 @@ class Serving:
         known = {name: acked.durable for name, acked in self._acked.items()}
         replicas = sorted((known.get(name, 0) for name in others), reverse=True)
         disks = sorted([core.durable_seq, *replicas], reverse=True)
-        majority = disks[len(disks) // 2]
+        # Its own disk is among them: a primary that starts anew goes on from that in the same reign.
+        majority = min(disks[len(disks) // 2], core.durable_seq)
         if majority >= first and majority > self.settled:
             self.settled = majority
             core.tell_settled(majority)

@@ -183,7 +183,9 @@ class Oracle:
         known = {seq: position for seq, position in disk.log.items() if seq < min(log, default=0)}
         disk.log = {**known, **log}
         disk.log.setdefault(last.seq, last)
-        disk.last = last.seq
+        # What is recovered counts as durable from now on: whatever was not is synced by then.
+        disk.last = disk.announced = last.seq
+        self.durable[node.name].update(disk.log.values())
 
     def _given(self, name: str, position: Position, frame: bytes) -> None:
         known = self.entries.get(position)

@@ -348,7 +348,7 @@ class Simulation:
                 )
                 + (f" {_story(replicator)}" if replicator is not None else "")
             )
-        return "\n  ".join(["", *lines, f"  workers {[w.finished for w in self.workers]}"])
+        return "\n  ".join(["", *lines, f"workers {[w.finished for w in self.workers]}"])
 
 
 def _story(replicator: Any) -> str:
