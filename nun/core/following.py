@@ -72,6 +72,7 @@ TRANSITIONS: Final[dict[str, dict[str, str]]] = {
 
 _ASK_AGAIN_NS: Final = 400_000_000
 _ACK_AGAIN_NS: Final = 200_000_000
+_MARKER_NS: Final = 1_000_000_000  # a marker may be lost as anything on a stream
 
 
 class Following:
@@ -99,6 +100,8 @@ class Following:
         self._asked_ns: int | None = None
         self._fetching = 0  # the first seq of what was asked for; 0: nothing
         self._acked_ns = 0
+        self._since_ns = 0  # when it last subscribed
+        self._told_ns = 0  # when this node's processes were last told how far they should be
         self._held: dict[int, bytes] = {}  # live entries beyond a hole
         self._held_bytes = 0
         self._kept: deque[tuple[int, bytes]] = deque()  # handed down and not durable
@@ -127,6 +130,7 @@ class Following:
         self._reset()
         self.source = source
         self.state = CONNECTING
+        self._since_ns = core.now_ns
         self._marker = pm.TOPIC_MARKER + core.random().to_bytes(8, "little") * 2
         topics = [pm.TOPIC_BEAT, pm.TOPIC_ENTRY, self._marker]
         core.out.follow = (source.name, source.publish, topics)
@@ -393,5 +397,19 @@ class Following:
                 self._fetch()
             elif self._up_to is not None and core.durable_seq >= self._up_to:
                 core.promotion.fetched()
+        elif self.state == CONNECTING and core.now_ns - self._since_ns > _MARKER_NS:
+            source = self.source
+            assert source is not None
+            self._reset()
+            self.follow(source)
         if self.confirmed and self._up_to is None and core.now_ns - self._acked_ns > _ACK_AGAIN_NS:
             self._ack()
+        if self.confirmed and core.now_ns - self._told_ns >= core.settings.beat_ms * 1_000_000:
+            self._beat_here()
+
+    def _beat_here(self) -> None:
+        """Tells writer and network process what was handed down last: that stream loses too."""
+        core = self._core
+        self._told_ns = core.now_ns
+        if core.last is not None:
+            core.out.deliver.append(fx.encode_beat(core.last.epoch, core.last.seq))

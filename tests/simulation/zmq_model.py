@@ -186,7 +186,8 @@ class Connection:
         self.bound = bound
         self.open = True
         near = connector.socket
-        self.hosts = {near.host, bound.host}
+        self.ends = (near.host, bound.host)
+        self.hosts = {*self.ends}
         self.upward = Channel(wires, self, near.host, bound, True)
         self.downward = Channel(wires, self, bound.host, near, False)
         self.topics: list[bytes] = []  # an XPUB's view of what the other side has subscribed
@@ -205,7 +206,7 @@ class Connection:
         for channel in (self.upward, self.downward):
             sender = self.connector.socket if channel.up else self.bound
             arrives = 0
-            if sender is dead and channel.queue:
+            if sender is dead and channel.queue and self.wires.passes(*self.ends):
                 arrives = world.between(0, len(channel.queue))
             under_way = [channel.queue.popleft() for _ in range(len(channel.queue))]
             channel.queue.extend(under_way[:arrives])
@@ -247,6 +248,8 @@ class Connector:
             return
         wires = self.socket.wires
         if self.before is not None and self.before.downward.queue:
+            if not wires.passes(*self.before.ends):
+                self.before.downward.queue.clear()
             self.soon()  # the last connection has not been read to its end
             return
         bound = wires.bound.get(self.address)
