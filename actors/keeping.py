@@ -18,6 +18,7 @@ from nun.core.outbox import items_of_entries
 from nun.core.state import NodeState
 from nun.errors import StorageError
 from nun.position import Epoch
+from storage import copying
 from storage.directory import Identity
 from storage.manifest import read_state
 from storage.oplog import LogReader
@@ -34,6 +35,7 @@ class Keeping:
     Attributes:
         settled: what a majority has on disk, as the replicator said; snapshots hold no more.
         outbox: what this node has taken and the primary has not settled.
+        copy: the copy that is being received: its id, and how much of each file is here.
         held: whether files and log are to stay as they are, for somebody who copies them.
     """
 
@@ -41,6 +43,7 @@ class Keeping:
         self._writer = writer
         self._identity = identity
         self._held_until = 0.0
+        self.copy = copying.in_progress(writer.directory.disk)
         self.outbox = Outbox(writer.directory.disk)
         self.settled = writer.snapshots.position
         self._socket = sockets.replica_acks_dealer(writer.child.context, writer.child.run_dir)
@@ -68,7 +71,7 @@ class Keeping:
                 writer.commit.synced,
                 writer.oplog.first_seq,
                 writer.snapshots.position,
-                None,
+                self.copy,
             )
         )
 
@@ -79,6 +82,7 @@ class Keeping:
 
     def _hear(self, message: list[Any]) -> None:
         writer = self._writer
+        disk = writer.directory.disk
         match message:
             case [m.ENTRIES, list() as frames]:
                 writer.take(frames)
@@ -92,6 +96,15 @@ class Keeping:
                 self._keep(ticket, lambda: self._promise(reign, number))
             case [pm.BECOME, ticket, cluster_id, number]:
                 self._keep(ticket, lambda: self._become(cluster_id, number))
+            case [pm.HOLD, ticket, seconds]:
+                self._hold(ticket, seconds)
+            case [pm.COPY_BEGIN, ticket, copy_id, _, files]:
+                listed = [(name.decode(), size) for name, size in files]
+                self._keep(ticket, lambda: copying.begin(disk, copy_id, listed))
+            case [pm.COPY_DATA, ticket, file, offset, data]:
+                self._keep(ticket, lambda: copying.put(disk, file.decode(), offset, data))
+            case [pm.COPY_END, ticket]:
+                self._keep(ticket, lambda: copying.end(disk))
             case [pm.CUT, ticket, common, epoch]:
                 self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
 
@@ -108,6 +121,19 @@ class Keeping:
         """Makes items of the outbox durable, and says so."""
         self.outbox.append(items)
         self._writer.tell((pm.OUTBOX_DURABLE, items[-1][0]))
+
+    def _hold(self, ticket: int, seconds: float) -> None:
+        """Keeps files and log as they are for a while; they are made complete before that, if they were not held."""
+        if self.held:
+            self._tell_held(ticket, seconds)
+        else:
+            self._writer.snapshotting.ask(None, False, lambda *_: self._tell_held(ticket, seconds))
+
+    def _tell_held(self, ticket: int, seconds: float) -> None:
+        self._held_until = time.monotonic() + seconds
+        writer = self._writer
+        copy_id, files = copying.files_of(writer.directory.disk)
+        self.tell((pm.HELD, ticket, copy_id, writer.snapshots.position, files))
 
     def _promise(self, reign: int, number: int) -> None:
         self._identity = self._writer.directory.keep_promise(reign, number)

@@ -22,6 +22,7 @@ from typing import Any, Final
 import zmq
 
 from actors import sockets
+from actors.admission import admit_only
 from actors.child import Child, run_child
 from nun.codec import pack, unpack
 from nun.core.replicator import Output, ReplicatorCore, ReplicatorSettings
@@ -64,6 +65,7 @@ class Replicator:
         )
         self.core = ReplicatorCore(settings, time.monotonic_ns(), _unix_us(), _random)
         context, run_dir = child.context, child.run_dir
+        self.guard = admit_only(context, self.peer_keys.values()) if self.curve.secret_key else None
         self.op_stream = sockets.op_stream_subscriber(context, run_dir)
         self.op_acks = sockets.replicator_acks_dealer(context, run_dir)
         self.replica_stream = sockets.replica_stream_publisher(context, run_dir)

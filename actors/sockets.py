@@ -55,6 +55,7 @@ from nun.messages import HELLO_BEGINS
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
 REPLICATOR_ID: Final = b"replicator"
+NODES_DOMAIN: Final = b"nodes"  # of whom actors/admission.py is asked
 _LINGER_MS: Final = 500
 _RECONNECT_MS: Final = 500
 _NODE_HEARTBEAT_MS: Final = 500
@@ -220,7 +221,7 @@ def node_requests_dealer(
 
 def _curve_server(socket: Socket, curve: Curve) -> Socket:
     if curve.secret_key:
-        socket.setsockopt(zmq.ZAP_DOMAIN, b"nodes")
+        socket.setsockopt(zmq.ZAP_DOMAIN, NODES_DOMAIN)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key.encode())
     return socket

@@ -35,6 +35,7 @@ from nun.core.commit import Commit
 from nun.errors import DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from nun.position import Position
+from storage import copying
 from storage.directory import DataDirectory, Identity
 from storage.manifest import read_state
 from storage.oplog import LogReader, Oplog
@@ -63,6 +64,8 @@ class Writer:
         self.clustered = bool(child.config.replication.listen)
         identity = directory.begin_start(alone=not self.clustered)
         disk = directory.disk
+        if self.clustered and copying.finish(disk):
+            self.log.info("copy_taken_over")
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
         if self.snapshots.finished:
@@ -97,7 +100,7 @@ class Writer:
         child.on_stop(self.stop)
         self.leave_garbage_alone()
         last = self.oplog.last
-        if identity.node:
+        if identity.node and (self.keeping is None or self.keeping.copy is None):
             self.tell_recovered(identity)
         self.log.info(
             "recovered",
@@ -132,6 +135,9 @@ class Writer:
         files = self.last_of_files()
         last_seq = 0 if oplog.last is None else oplog.last.seq
         if files is not None and files.seq > last_seq:
+            if copying.was_taken(self.directory.disk):
+                oplog.start_after(files)
+                return oplog
             if storage.damage == "refuse":
                 raise DamagedFile(
                     "oplog",
@@ -141,6 +147,8 @@ class Writer:
                 )
             self.log.warning("log_begins_anew", behind=str(files), log_ended_at=last_seq)
             oplog.start_after(files)
+        elif last_seq:
+            copying.settled_in(self.directory.disk)
         return oplog
 
     def last_of_files(self) -> Position | None:

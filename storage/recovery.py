@@ -18,6 +18,7 @@ from nun.errors import Compacted, DamagedFile
 from nun.position import Position
 from storage import layout
 from storage.base import read_base
+from storage.copying import was_taken
 from storage.disk import Disk
 from storage.manifest import Side
 from storage.oplog import LogReader
@@ -51,7 +52,7 @@ def load(disk: Disk, reader: LogReader) -> Loaded:
         start = min([base.seq, *seqs.values()]) + 1
         last = reader.last_seq()
         held = max([base.seq, base.newest, *seqs.values()])
-        if last < held:
+        if last < held and (last or not was_taken(disk)):
             raise DamagedFile("oplog", 0, f"the log ends at seq {last}, the files hold {held}")
         bare = [info for info in state.databases.values() if info.number not in tables]
         for position, effects in entries(reader, start, last):
