@@ -59,7 +59,7 @@ RECEIPT_BYTES: Final = 256 * KIB  # a receipt covers all before it: one is shown
 ELSEWHERE_AFTER_S: Final = 0.5  # a session that is younger asks the same node again
 MOVE_AGAIN_S: Final = 2.0  # from a replica to the primary, not more often than that
 PARKED_MAX: Final = 256  # writes that timed out and can still be asked about
-_SENT_ONCE: Final = (m.PING, m.SNAPSHOT)  # not again while the link holds
+_SENT_ONCE: Final = (m.PING, m.SNAPSHOT, m.PROMOTE)  # not again while the link holds
 
 
 class Session:
@@ -255,7 +255,7 @@ class Session:
         for request in list(self.in_flight.values()):
             if request.then:
                 del self.in_flight[request.number]
-            elif request.kind == m.SNAPSHOT and request.sent:
+            elif request.kind in (m.SNAPSHOT, m.PROMOTE) and request.sent:
                 self._lose(request, "lost", ConnectionLost(f"the link broke: {why}"))
         if was_ready and now - self._ready_since >= STEADY_S:
             self._attempts = 0

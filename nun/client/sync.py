@@ -189,7 +189,7 @@ class Client:
             force: go on without a majority of the members; what only the others have comes back as conflicts.
 
         Raises:
-            NodeFault: it did not become primary, and why. BadRequest: there is no such node. NoPrimary: unreachable.
+            NodeFault: it did not become primary, and why. BadRequest: there is no such node.
         """
         told: dict[str, Any] = self._run(ops.promote(name, force), timeout)
         return told

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from nun import peer_messages as pm
 from nun.core.history import plain_history
 from nun.core.peers import highest_reign
-from nun.errors import BadRequest, NodeFault, NoPrimary, Overloaded, RequestError, to_wire
+from nun.errors import BadRequest, NodeFault, Overloaded, RequestError, to_wire
 from nun.position import Epoch, Position
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Promotion:
                 self._answer(
                     origin,
                     ticket,
-                    NoPrimary(f"node {name!r} cannot be reached", retry_after_ms=1_000),
+                    NodeFault(f"node {name!r} cannot be reached"),
                 )
             else:
                 core.out.to_peers.append((name, (pm.HAND_OVER, core.epoch, ticket, force)))

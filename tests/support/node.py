@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+CHILDREN = ("writer", "network", "replicator")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -72,8 +73,16 @@ def toml(settings: Settings) -> str:
     lines = []
     for table, keys in settings.items():
         lines.append(f"[{table}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return (
+            "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in value.items()) + " }"
+        )
+    return json.dumps(value)
 
 
 class Node:
@@ -257,7 +266,7 @@ class Node:
             return "\n".join(self.raw[-count:])
 
     def pids(self) -> dict[str, int]:
-        """The processes that run now: supervisor, writer, network."""
+        """The processes that run now: supervisor, writer, network, in a cluster replicator."""
         found: dict[str, int] = {}
         if self.process is None or self.process.poll() is not None:
             return found
@@ -271,7 +280,7 @@ class Node:
                 words = child.cmdline()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            for name in ("writer", "network"):
+            for name in CHILDREN:
                 if f"actors.{name}" in words:
                     found[name] = child.pid
         self._pids.update(found.values())
@@ -284,24 +293,24 @@ class Node:
     # Harming
 
     def kill(self, victim: str) -> None:
-        """kill -9: "writer", "network", "supervisor" (its children must follow), or "node": all three at once.
+        """kill -9: a child, "supervisor" (its children must follow), or "node": all of them at once.
 
         A child's death is healed by the supervisor: wait_ready() tells when. After the other two, restart().
         """
         pids = self.pids()
         self._mark = self.mark()
-        if victim in ("writer", "network"):
+        if victim in CHILDREN:
             _signal(pids[victim], signal.SIGKILL)
             return
         assert victim in ("supervisor", "node")
         assert self.process is not None
         if victim == "node":
-            for name in ("writer", "network"):
+            for name in CHILDREN:
                 if name in pids:
                     _signal(pids[name], signal.SIGSTOP)
         _signal(self.process.pid, signal.SIGKILL)
         if victim == "node":
-            for name in ("writer", "network"):
+            for name in CHILDREN:
                 if name in pids:
                     _signal(pids[name], signal.SIGKILL)
         self.wait_exit()
