@@ -467,17 +467,8 @@ class ReplicatorCore:
     def _question(self, peer: bytes, name: str, message: Sequence[Any]) -> None:
         match message:
             case [
-                pm.GREET,
-                epoch,
-                int() as t1,
-                protocol,
-                cluster_id,
-                told,
-                number,
-                directory,
-                start,
-                state,
-            ]:
+                pm.GREET, epoch, int() as t1, protocol, cluster_id, told, number, directory, start, state
+            ]:  # fmt: skip
                 self.greetings.greeted_by(
                     peer,
                     name,

@@ -13,7 +13,6 @@ from nun.client.request import Grant, Request
 from nun.client.session import Session
 from nun.client.values import TEXT
 from nun.client.watches import WatchState
-from nun.codec import pack, unpack
 from nun.errors import UnknownOutcome
 from tests.simulation import zmq_model
 from tests.simulation.process import Failed
@@ -23,19 +22,6 @@ USER: Final = "nun"
 PASSWORD: Final = "nun-pwd"
 
 Answered = Callable[[Request], Any]
-
-
-class LevelSession(Session):
-    """A session whose writes may carry an ack level."""
-
-    def _encode(self, request: Request) -> bytes | None:
-        frame = super()._encode(request)
-        level = getattr(request, "level", None)
-        if frame is None or level is None:
-            return frame
-        parts = unpack(frame)
-        parts[3] = [parts[3], *level]
-        return pack(parts)
 
 
 class Client:
@@ -52,7 +38,7 @@ class Client:
         self.name = self.host = self.label = name
         self.ahead = 0
         self.addresses = list(addresses)
-        self.session = LevelSession(self.addresses, name.encode(), USER, PASSWORD)
+        self.session = Session(self.addresses, name.encode(), USER, PASSWORD)
         self.grant = Grant(database, None, None)
         self.context = zmq_model.Context(world.wires, self)
         self.socket: zmq_model.Socket | None = None
@@ -210,7 +196,7 @@ class Client:
 def with_level(request: Request, level: int | None, patience_ms: int = 3_000) -> Request:
     """The write is answered once this ack level is reached."""
     if level is not None:
-        request.level = (level, patience_ms)  # type: ignore[attr-defined]
+        request.ack = (level, patience_ms)
     return request
 
 

@@ -22,6 +22,7 @@ from nun.config import (
     StorageConfig,
 )
 from nun.core import effects as fx
+from nun.core.ledger import CONFLICT_PREFIX
 from storage.oplog import LogReader
 from storage.recovery import load
 from tests.simulation.client import Client, outcome
@@ -198,7 +199,8 @@ class Simulation:
         """Lets clients begin to work."""
         count = clients or self.world.between(2, 4)
         for _ in range(count):
-            self.workers.append(Worker(self, self.client(), levels))
+            # One that knows a single node stays there; the others go to where the primary is.
+            self.workers.append(Worker(self, self.client(only=self.world.chance(0.5)), levels))
 
     def heal(self) -> None:
         """All links up, all nodes there."""
@@ -259,13 +261,15 @@ class Simulation:
             other = node.network.core
             if other.state.position != last or other.local_durable < last.seq:
                 return False
+            if len(other.tentative):
+                return False
         return True
 
     def levels(self) -> list[int | None]:
         """Ack levels that clients of this run ask for; None: whatever the node has as its default."""
         if len(self.nodes) == 1:
             return [None, m.ACK_PRIMARY]
-        return [None, m.ACK_PRIMARY, m.ACK_MAJORITY, m.ACK_ALL, 1]
+        return [None, m.ACK_PRIMARY, m.ACK_LOCAL, m.ACK_MAJORITY, m.ACK_ALL, 1]
 
     # What must hold at the end
 
@@ -281,16 +285,17 @@ class Simulation:
         changes = [
             change for position in history for change in self.oracle.decoded.get(position, ())
         ]
+        told = self.ledger(records)
         if len(history) == history[-1].seq:  # else some node began from a copy
-            self._check_acknowledged(changes)
-            check_exactly_once(self.writes, changes)
+            self._check_acknowledged(changes, told)
+            check_exactly_once(self.writes, changes, told)
             check_requests([each for position in history for each in self.oracle.effects[position]])
         values = {
             key.decode(): record[12:].decode()
             for key, record in records.items()
             if record[3] < 0x80 and not key.startswith(b"$")
         }
-        check_elements(self.writes, values)
+        check_elements(self.writes, values, told)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
         """P4: the same records and the same state, in memory and on disk."""
@@ -314,12 +319,11 @@ class Simulation:
         records: dict[bytes, bytes] = expected[number]
         return records
 
-    def _check_acknowledged(self, changes: list[Change]) -> None:
+    def _check_acknowledged(self, changes: list[Change], told: set[int]) -> None:
         """P1: what was acknowledged is current, or reached from it over what was replaced, or in the ledger."""
         if self.oracle.forced:
             return
         known = {change.op_id: change for change in changes}
-        told = self.ledger()
         for write in self.writes:
             for key, op_id in write.acked.items():
                 if op_id not in known and op_id not in told:
@@ -328,9 +332,10 @@ class Simulation:
                         f"{write.position} was acknowledged at {write.level} and is lost"
                     )
 
-    def ledger(self) -> set[int]:
+    @staticmethod
+    def ledger(records: dict[bytes, bytes]) -> set[int]:
         """The op ids of writes that did not simply win."""
-        return set()
+        return {int(key.rpartition(b"_")[2]) for key in records if key.startswith(CONFLICT_PREFIX)}
 
     def describe(self) -> str:
         """Where everybody stands."""
@@ -343,6 +348,7 @@ class Simulation:
                 + (
                     f" {core.roles.name} at {core.state.position} durable {core.local_durable}"
                     f" primary {core.roles.primary} serving {network.serving}"
+                    f" outbox {len(core.tentative)}"
                     if core is not None
                     else ""
                 )
