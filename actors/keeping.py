@@ -118,9 +118,14 @@ class Keeping:
             self.tell((pm.KEPT, ticket, None))
 
     def keep_items(self, items: list[tuple[int, bytes]]) -> None:
-        """Makes items of the outbox durable, and says so."""
-        self.outbox.append(items)
-        self._writer.tell((pm.OUTBOX_DURABLE, items[-1][0]))
+        """Makes items of the outbox durable, and says so; after a lost one the others wait until it comes again."""
+        following = self.outbox.following
+        fresh: list[tuple[int, bytes]] = []
+        for number, item in items:
+            if number == following + len(fresh):
+                fresh.append((number, item))
+        self.outbox.append(fresh)
+        self._writer.tell((pm.OUTBOX_DURABLE, self.outbox.following - 1))
 
     def _hold(self, ticket: int, seconds: float) -> None:
         """Keeps files and log as they are for a while; they are made complete before that, if they were not held."""

@@ -133,6 +133,7 @@ class ReplicatorCore:
         self.members: dict[int, tuple[str, bytes, int]] = {}
         self.last: Position | None = None
         self.state_known = False
+        self.wished: tuple[int, int] | None = None  # the highest promise that is being made durable
         self.may_resume = True  # no role was given yet since this node started
         self.stepping_down = False
         self.last_leader: Peer | None = None
@@ -231,12 +232,13 @@ class ReplicatorCore:
         return bool(self._kept)
 
     def keep_promise(self, promise: tuple[int, int], kept: Kept) -> None:
-        """Makes a promise durable."""
+        """Makes a promise durable. From now on none below it is given."""
+        assert self.wished is None or promise >= self.wished, "a promise was forgotten"
+        self.wished = promise
 
         def done(error: str | None) -> None:
             if error is None:
-                assert self.promise is None or promise >= self.promise, "a promise was forgotten"
-                self.promise = promise
+                self.promise = promise if self.promise is None else max(promise, self.promise)
                 self.may_resume = False
             kept(error)
 

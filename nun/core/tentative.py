@@ -69,6 +69,9 @@ class Tentative:
         self._answers: dict[int, list[tuple[bytes, bytes]]] = {}  # until the item is durable
         self._requests: dict[tuple[bytes, int], tuple[int, bytes]] = {}  # -> item, reply
         self._decided: list[tuple[int, int]] = []  # (seq, item) that are not settled yet
+        decided = core.state.outboxes.get(core.number, 0)
+        if any(number <= decided for number in self._items):  # in an earlier life of this process
+            self._decided.append((core.stream.last_seq, decided))
         self._proposed_ns: int | None = None
         self.shown: dict[
             int, dict[bytes, tuple[bytes, int]]
@@ -231,8 +234,10 @@ class Tentative:
             self._core.out.to_writer.append((pm.OUTBOX_DONE, done))
 
     def tick(self) -> None:
-        """Proposes again what was not decided for a while."""
+        """Hands the storage writer again what it has not on disk; proposes again what was not decided for a while."""
         core = self._core
+        for number in range(self._durable + 1, self._following):
+            core.out.items.append(fx.encode_item(number, self._items[number]))  # that stream loses
         if self._items and (
             self._proposed_ns is None or core.now_ns - self._proposed_ns > _AGAIN_NS
         ):

@@ -13,6 +13,7 @@ from typing import Any
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
+from nun.core.outbox import decode_item
 from nun.position import Epoch, Position
 from storage.oplog import LogReader
 from tests.simulation.process import Failed
@@ -92,6 +93,7 @@ class Oracle:
         self.disks: dict[str, Disk] = {}
         self.durable: dict[str, set[Position]] = {}
         self.numbers: dict[int, str] = {}
+        self.tentative: dict[str, set[int]] = {}  # op ids that were durable in a node's outbox
         self.settled: Position | None = None
         self.forced = False
         self.epochs: dict[Epoch, str] = {}
@@ -133,6 +135,17 @@ class Oracle:
             return position
 
         oplog.append, commit.durable = appending, announcing
+        if writer.keeping is not None:
+            outbox = writer.keeping.outbox
+            put = outbox.append
+
+            def putting(items: Any) -> None:
+                put(items)
+                for _, data in items:
+                    for operation in decode_item(data).operations:
+                        self.tentative.setdefault(node.name, set()).add(operation.op_id)
+
+            outbox.append = putting
         if hasattr(oplog, "truncate_after"):
             truncate = oplog.truncate_after
 
@@ -313,6 +326,9 @@ class Oracle:
             raise Failed(f"P3: {node} showed {what} of {position}, not durable at {decider}")
 
     def shown_record(self, node: str, op_id: int, what: str) -> None:
+        """P3: what a read shows is durable there, decided or in the outbox."""
+        if op_id in self.tentative.get(node, ()):
+            return
         change = self.known.get(op_id)
         if change is None:
             raise Failed(f"P3: {node} showed {what} with op id {op_id}, which is on no disk")

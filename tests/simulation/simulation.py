@@ -230,10 +230,19 @@ class Simulation:
         for _ in range(8):
             if self.world.run(self.world.now + 5 * SECOND, self._every(20 * MS, self.converged)):
                 return
-            if not any(map(self._decides, self.nodes.values())):
+            if not any(map(self._decides, self.nodes.values())) or self._promise_stands():
                 # A promotion that failed half way leaves promises behind: only an operator moves the primary.
                 self.promote(self.world.rng.choice(self.names))
         raise Failed(f"the nodes do not come to hold the same; {self.describe()}")
+
+    def _promise_stands(self) -> bool:
+        """Whether some node has promised itself to a candidate that did not become primary."""
+        cores = [node.replicator.core for node in self.nodes.values() if node.replicator]
+        epochs = [core.epoch for core in cores if core.leads and core.epoch is not None]
+        return any(
+            core.promise is not None and core.promise > max(epochs, default=(0, 0))[:2]
+            for core in cores
+        )
 
     def _every(self, ns: int, done: Any) -> Any:
         """Looked at now and then: it may cost something."""
