@@ -89,7 +89,7 @@ class Keeping:
             case [pm.SETTLED, seq]:
                 self.settled = max(seq, self.settled)
             case [pm.FENCE, epoch, first_seq]:
-                writer.commit.fence.set(Epoch(*epoch), first_seq)
+                self._fence(Epoch(*epoch), first_seq)
             case [pm.ASK_WRITER_STATE]:
                 self._tell_state()
             case [pm.KEEP_PROMISE, ticket, reign, number]:
@@ -107,6 +107,14 @@ class Keeping:
                 self._keep(ticket, lambda: copying.end(disk))
             case [pm.CUT, ticket, common, epoch]:
                 self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
+
+    def _fence(self, epoch: Epoch, first_seq: int) -> None:
+        """Keeps older epochs out from here on. What came in before and should not have is cut after a start anew."""
+        writer = self._writer
+        writer.commit.fence.set(epoch, first_seq)
+        last = writer.commit.received
+        if last is not None and last.seq >= first_seq and last.epoch < epoch:
+            writer.child.ask_restart(f"{last} is not of the history that is followed, {epoch}")
 
     def _keep(self, ticket: int, work: Callable[[], None]) -> None:
         """Does it, and says what became of it. A sync that failed ends the process, as everywhere."""

@@ -33,6 +33,7 @@ from nun.core.network import NetworkCore, Output
 from nun.core.settings import Settings
 from nun.errors import Compacted, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
+from nun.position import Position
 from storage.disk import RealDisk
 from storage.oplog import LogReader
 from storage.outbox import read_outbox
@@ -242,20 +243,20 @@ class Network:
 
     def acks_readable(self) -> bool:
         """What storage writer and replicator say; of many DURABLE only the last counts."""
-        durable = 0
+        durable: Position | None = None
         while (received := sockets.receive_request(self.acks)) is not None:
             peer, body = received
             if body is None:
                 continue
             message = unpack(body)
             if message[0] == m.DURABLE:
-                durable = message[4]
+                durable = Position(*message[1:5])
             elif peer == sockets.REPLICATOR_ID:
                 self.replicator_says(message)
             else:
                 self.writer_says(peer, message)
-        if durable and self.core is not None:
-            self.core.made_durable(durable, time.monotonic_ns())
+        if durable is not None and self.core is not None:
+            self.core.made_durable(durable.seq, time.monotonic_ns(), durable.epoch)
             self.perform(self.core.take_output())
             if self.stopping:
                 self.finish()
@@ -329,6 +330,8 @@ class Network:
                 sockets.send_reply(self.acks, sockets.REPLICATOR_ID, pack(message))
             for event, fields in out.notes:
                 self.log.info(event, **fields)
+            if out.restart is not None:
+                self.child.ask_restart(out.restart)
             for ticket, work, given, stored in out.secrets:
                 self.secrets.submit(self.work_on_secret, ticket, work, given, stored)
             core.settle()

@@ -67,7 +67,7 @@ from nun.limits import (
     REQUEST_TIMEOUT_S,
 )
 from nun.peer_messages import ROLE_PRIMARY
-from nun.position import Position
+from nun.position import Epoch, Position
 
 RETRY_AFTER_MS: Final = 50
 
@@ -108,6 +108,7 @@ class Output:
         default_factory=list
     )  # (ticket, "hash" or "check", given, stored)
     notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # for the log
+    restart: str | None = None  # start the node's processes anew from disk, and why
 
 
 class NetworkCore:
@@ -144,6 +145,7 @@ class NetworkCore:
         self.start = start
         self.stream = Stream(state, Clock(number, state.highest_op_id))
         self.local_durable = self.stream.last_seq
+        self.strayed = False  # memory and disk have parted: what is here counts no more
         self.level: Level | None = None  # of the request that is being handled
         self.tables = {number: Table(tables.get(number)) for number in state.databases}
         self.random = random
@@ -229,9 +231,13 @@ class NetworkCore:
         self.origins.clear()
         self.close()
 
-    def made_durable(self, seq: int, now_ns: int) -> None:
-        """Everything up to this entry is durable here."""
+    def made_durable(self, seq: int, now_ns: int, epoch: Epoch | None = None) -> None:
+        """Everything up to this entry, of this epoch, is durable here."""
         self.now_ns = now_ns
+        if self.decides and epoch is not None and epoch > self.stream.epoch:
+            self.roles.stray(f"the disk has entries of {epoch}, this process decides in an older")
+        if self.strayed:
+            return
         self.local_durable = max(seq, self.local_durable)
         if not self.settings.clustered:
             self.levels.settled = self.local_durable
@@ -265,7 +271,7 @@ class NetworkCore:
         """Entries and beats that the replicator has handed on from the primary."""
         self.now_ns = now_ns
         self.unix_ms = unix_ms
-        if not self.decides and self.adopter.take(frames):
+        if not self.decides and not self.strayed and self.adopter.take(frames):
             self.release()
             self.roles.begin_if_ready()
 
@@ -291,7 +297,7 @@ class NetworkCore:
         self.settle()
         if not watch:
             self.adopter.reading = False
-            if not self.decides and self.adopter.take(frames or ()):
+            if not self.decides and not self.strayed and self.adopter.take(frames or ()):
                 self.release()
                 self.roles.begin_if_ready()
         elif frames is None:

@@ -224,6 +224,9 @@ class Promotion:
         """Everything that was promised to be there is on this node's disk, or on its way to it."""
         core = self._core
         if self._stage == "fetch":
+            if core.epoch is not None and core.epoch[:2] > self._promise:
+                self.failed("another node has become primary in a higher reign")
+                return
             if core.last_seq < self._target_seq or core.durable_seq < core.last_seq:
                 return
             core.following.stop()
@@ -246,6 +249,10 @@ class Promotion:
         if core.epoch is not None:
             own.append((core.epoch.reign, core.epoch.node))
         if self._giving is not None and self._giving[1] == promise:
+            return
+        if not core.disk_known or not core.state_known:
+            text = "it does not know yet what it has promised, and what it has"
+            core.refuse(peer, pm.ASK_PROMISE, 0, pm.PEER_BUSY, text)
             return
         if core.promise == promise:
             self._give(peer)

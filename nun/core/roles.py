@@ -92,6 +92,8 @@ class Roles:
         core = self._core
         assert core.stream.open is None
         self._to_begin = None
+        if epoch is not None and self._strayed(epoch, first_seq):
+            return
         if self.role == pm.ROLE_PRIMARY:
             self.stepping_down = True
             self.primary_durable = core.local_durable
@@ -102,6 +104,22 @@ class Roles:
             core.adopter.fence.set(epoch, first_seq)
         self.tell_state()
         self.check_stepped_down()
+
+    def _strayed(self, epoch: Epoch, first_seq: int) -> bool:
+        """Whether this process has decided something after the epoch to be followed had begun: an order to be primary
+        that came too late. Nothing of that is on disk, so it is forgotten there (P5)."""
+        core = self._core
+        epochs = core.state.epochs
+        if core.stream.last_seq < first_seq or not epochs or epochs[-1][0] >= epoch:
+            return False
+        self.stray(f"{core.state.position} is not of the history that is followed, {epoch}")
+        return True
+
+    def stray(self, why: str) -> None:
+        """Nothing more is decided, adopted or shown here until the processes have been started anew from disk."""
+        self._core.strayed = True
+        self.role = pm.ROLE_WAITING
+        self._core.out.restart = why
 
     def check_stepped_down(self) -> None:
         """Says that all is durable that was decided here, once it is."""
@@ -163,6 +181,8 @@ class Roles:
     def hear(self, message: Sequence[Any]) -> None:
         """One message of the replicator about roles, positions or members."""
         core = self._core
+        if core.strayed:
+            return
         match message:
             case [pm.REPLICATOR_UP]:
                 self.tell_state()

@@ -45,6 +45,7 @@ class Client:
         self.watches: list[WatchState] = []
         self.on_event: Callable[[WatchState, Any], None] | None = None
         self.closed = False
+        self.there = ""  # the address that the link goes to
         self._answered: dict[Request, Answered] = {}
         self._woken = False
         self._timer: Event | None = None
@@ -54,11 +55,6 @@ class Client:
     @property
     def now(self) -> float:
         return self.world.now / SECOND + 100.0
-
-    @property
-    def address(self) -> str:
-        """Of the node that its link goes to."""
-        return self.session.address
 
     # What its owner wants
 
@@ -128,6 +124,8 @@ class Client:
         """Opens a link when the session wants one, sends what is to be sent, hands out what has come."""
         session = self.session
         for _ in range(100):
+            if session.finished:
+                self._hand_out()  # before another link is opened: `there` is who has answered
             if session.wants_link:
                 self._open()
             socket, outbox = self.socket, session.outbox
@@ -137,9 +135,8 @@ class Client:
                     socket.send(frame)
                     if request is not None:
                         request.sent = True
-            if not session.finished:
+            if not session.finished and not session.wants_link:
                 break
-            self._hand_out()
         self._set_timer()
 
     def _open(self) -> None:
@@ -151,7 +148,8 @@ class Client:
         socket.on_connected = self.wake
         socket.on_broken = lambda: self._broke(socket)
         self.context.sockets[:] = [socket]
-        socket.connect(self.session.address)
+        self.there = self.session.address
+        socket.connect(self.there)
         self.session.opened(self.now)
 
     def _hand_out(self) -> None:

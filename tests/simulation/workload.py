@@ -114,7 +114,7 @@ class Worker:
 
     def _there(self) -> str:
         """The name of the node that the link goes to."""
-        name: str = self.simulation.node_at(self.client.address).name
+        name: str = self.simulation.node_at(self.client.there).name
         return name
 
     # Writes
