@@ -321,9 +321,12 @@ class Oracle:
             return
         if position not in self.durable[node]:
             raise Failed(f"P3: {node} showed {what} of {position}, which it does not have on disk")
-        decider = self.numbers.get(position.node)
-        if decider is not None and position not in self.durable[decider]:
-            raise Failed(f"P3: {node} showed {what} of {position}, not durable at {decider}")
+        # At the primary: the one that decided it, or one of a later reign that has it in its history.
+        primaries = {self.numbers.get(position.node)} | {
+            self.numbers.get(epoch.node) for epoch in self.epochs if epoch > position.epoch
+        }
+        if not any(position in self.durable.get(str(name), ()) for name in primaries):
+            raise Failed(f"P3: {node} showed {what} of {position}, not durable at any primary")
 
     def shown_record(self, node: str, op_id: int, what: str) -> None:
         """P3: what a read shows is durable there, decided or in the outbox."""
