@@ -116,7 +116,7 @@ class Network:
             request_rows_bytes_max=limits.request_rows_bytes_max,
             databases_max=limits.databases_max,
             clustered=self.clustered,
-            address=self.config.network.listen,
+            address=self.config.network.advertise or self.config.network.listen,
             ack=level_named(self.config.replication.ack),
             min_replicas=self.config.replication.min_replicas,
             max_clock_offset_ms=self.config.replication.max_clock_offset_ms,

@@ -59,8 +59,8 @@ class Replicator:
             name=config.node.name,
             primary=replication.primary,
             peers=replication.peers,
-            publish=replication.publish,
-            client=config.network.listen,
+            publish=replication.advertise or replication.publish,
+            client=config.network.advertise or config.network.listen,
             max_clock_offset_ms=replication.max_clock_offset_ms,
         )
         self.core = ReplicatorCore(settings, time.monotonic_ns(), _unix_us(), _random)

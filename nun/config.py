@@ -33,6 +33,13 @@ _SECRETS: Final = ("admin_password", "curve_secret_key")
 # A node's name stands in logs, in files' contents and on command lines.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _CURVE_KEY_LENGTH: Final = 40
+_EVERYWHERE: Final = ("*", "0.0.0.0", "::")  # hosts to listen on, that nobody can connect to
+
+_PLAIN: Final = {  # pydantic's words, and those of this file
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid integer": "a whole number",
+}
 
 Text = Annotated[str, Len(1, 200)]
 Count = Annotated[int, Ge(1), Le(2**40)]
@@ -52,6 +59,7 @@ class NetworkConfig:
     """Where clients reach it, and how eagerly it waits for them."""
 
     listen: Text = "tcp://127.0.0.1:5701"
+    advertise: str = ""  # empty: as `listen`
     spin_us: Annotated[int, Ge(0), Le(10_000)] = 300
 
 
@@ -77,6 +85,7 @@ class ReplicationConfig:
     coordinator: Literal["static"] = "static"
     listen: str = ""  # empty: this node is on its own
     publish: str = ""
+    advertise: str = ""  # empty: as `publish`
     primary: str = ""
     peers: dict[str, str] = field(default_factory=dict)
     ack: Literal["primary", "local", "majority", "all"] | Annotated[int, Ge(1), Le(1_022)] = (
@@ -215,7 +224,7 @@ def _override(document: dict[str, Any], override: str, problems: list[str]) -> N
 
 
 def _is_text(section: str, key: str) -> bool:
-    return section in _TABLES and isinstance(getattr(_TABLES[section](), key, None), str)
+    return section in _TABLES and get_type_hints(_TABLES[section]).get(key) is str
 
 
 def _put(document: dict[str, Any], section: str, key: str, value: Any) -> None:
@@ -272,7 +281,8 @@ def _validated(document: dict[str, Any], problems: list[str]) -> tuple[Config, s
             try:
                 checked[key] = TypeAdapter(types[key]).validate_python(value, strict=True)
             except ValidationError as error:
-                expected = _expected(key, types[key], error.errors(include_url=False)[0]["msg"])
+                messages = [found["msg"] for found in error.errors(include_url=False)]
+                expected = ", or ".join(_expected(key, types[key], text) for text in messages)
                 problems.append(f"{section}.{key}: found {_shown(key, value)}, expected {expected}")
                 wrong.add(f"{section}.{key}")
         tables[section] = kind(**checked)
@@ -290,7 +300,9 @@ def _expected(key: str, kind: Any, message: str) -> str:
         length = bounds[Len]
         return f"a text of {length.min_length} to {length.max_length} characters"
     message = message.removeprefix("Input should be ")
-    return message.replace("a valid boolean", "true or false").replace("a valid string", "a text")
+    for technical, plain in _PLAIN.items():
+        message = message.replace(technical, plain)
+    return message
 
 
 def _shown(key: str, value: Any) -> str:
@@ -333,50 +345,86 @@ def _check_replication(config: Config, problems: list[str]) -> None:
         "replication.listen": replication.listen,
         "replication.publish": replication.publish,
     }
-    for name, address in addresses.items():
-        if _host(address) is None:
-            problems.append(
-                f"{name}: found {address!r}, expected tcp://HOST:PORT, PORT from 1 to 65535"
-            )
+    problems.extend(
+        f"{name}: found {address!r}, expected tcp://HOST:PORT, PORT from 1 to 65535"
+        for name, address in addresses.items()
+        if _host(address) is None
+    )
     used = [config.network.listen, *addresses.values()]
     if len({*used}) < len(used):
         problems.append(
             "replication.listen, replication.publish, network.listen: found the same address twice, "
             "expected three different ones"
         )
+    _check_peers(config, problems)
+    _check_advertised("network", config.network.listen, config.network.advertise, problems)
+    _check_advertised("replication", replication.publish, replication.advertise, problems)
+    _check_node_keys(config, problems)
+
+
+def _check_peers(config: Config, problems: list[str]) -> None:
+    replication = config.replication
     names = {config.node.name, *replication.peers}
     if replication.primary not in names:
         problems.append(
             f"replication.primary: found {replication.primary!r}, expected one of "
             f"{', '.join(sorted(names))}"
         )
+    taken = {replication.listen: "replication.listen"}
     for name, address in replication.peers.items():
+        key = f"replication.peers.{name}"
         if name == config.node.name or not _NAME.match(name):
             problems.append(
                 f"replication.peers: found the name {name!r}, expected the names of the other nodes"
             )
-        if _host(address) is None:
+        host = _host(address)
+        if host is None or host in _EVERYWHERE:
             problems.append(
-                f"replication.peers.{name}: found {address!r}, expected tcp://HOST:PORT"
+                f"{key}: found {address!r}, expected tcp://HOST:PORT that this node can connect to"
             )
-    _check_node_keys(config, problems)
+        elif address in taken:
+            problems.append(
+                f"{key}: found {address!r}, the address of {taken[address]} too, "
+                "expected one of its own"
+            )
+        taken[address] = key
+    for name in ("ack", "min_replicas"):
+        count = getattr(replication, name)
+        if isinstance(count, int) and count > len(replication.peers):
+            problems.append(
+                f"replication.{name}: found {count}, expected at most {len(replication.peers)}, "
+                "for there are no more peers"
+            )
+
+
+def _check_advertised(table: str, bound: str, advertised: str, problems: list[str]) -> None:
+    """What other nodes and clients are told of an address has to be one that they can connect to."""
+    if advertised:
+        host = _host(advertised)
+        if host is None or host in _EVERYWHERE:
+            problems.append(
+                f"{table}.advertise: found {advertised!r}, expected tcp://HOST:PORT that others can "
+                "connect to"
+            )
+    elif _host(bound) in _EVERYWHERE:
+        problems.append(
+            f"{table}.advertise: found nothing beside {bound!r}, expected the tcp://HOST:PORT under "
+            "which others reach it"
+        )
 
 
 def _check_node_keys(config: Config, problems: list[str]) -> None:
     replication = config.replication
     public, secret = replication.curve_public_key, replication.curve_secret_key
     if public or secret:
-        for name, key in (("curve_public_key", public), ("curve_secret_key", secret)):
-            if len(key) != _CURVE_KEY_LENGTH:
+        _check_key_pair("replication", public, secret, problems)
+        for name in replication.peers:
+            key = replication.peer_public_keys.get(name, "")
+            if len(key) != _CURVE_KEY_LENGTH or not key.isascii():
                 problems.append(
-                    f"replication.{name}: found {_shown(name, key)} of {len(key)} characters, "
-                    f"expected the {_CURVE_KEY_LENGTH} that `nun keygen` prints"
+                    f"replication.peer_public_keys.{name}: found {key!r}, expected the public key "
+                    f"of {_CURVE_KEY_LENGTH} characters of that peer"
                 )
-        problems.extend(
-            f"replication.peer_public_keys: found no key of {name!r}, expected that of every peer"
-            for name in replication.peers
-            if len(replication.peer_public_keys.get(name, "")) != _CURVE_KEY_LENGTH
-        )
         return
     for name in ("listen", "publish"):
         host = _host(getattr(replication, name))
@@ -392,23 +440,27 @@ def _check_curve_keys(security: SecurityConfig, wrong: set[str], problems: list[
     public, secret = security.curve_public_key, security.curve_secret_key
     if wrong & {"security.curve_public_key", "security.curve_secret_key"} or not (public or secret):
         return
+    _check_key_pair("security", public, secret, problems)
+
+
+def _check_key_pair(table: str, public: str, secret: str, problems: list[str]) -> None:
     malformed = False
     for name, key in (("curve_public_key", public), ("curve_secret_key", secret)):
         if not key:
             problems.append(
-                f"security.{name}: found nothing beside the other key, expected both keys of one pair"
+                f"{table}.{name}: found nothing beside the other key, expected both keys of one pair"
             )
             malformed = True
         elif len(key) != _CURVE_KEY_LENGTH or not key.isascii():
             problems.append(
-                f"security.{name}: found {_shown(name, key)} of {len(key)} characters, "
+                f"{table}.{name}: found {_shown(name, key)} of {len(key)} characters, "
                 f"expected the {_CURVE_KEY_LENGTH} that `nun keygen` prints"
             )
             malformed = True
     if not malformed and _curve_public(secret) != public:
         problems.append(
-            f"security.curve_public_key: found {public!r}, which does not belong to "
-            "security.curve_secret_key, expected both keys of one pair"
+            f"{table}.curve_public_key: found {public!r}, which does not belong to "
+            f"{table}.curve_secret_key, expected both keys of one pair"
         )
 
 

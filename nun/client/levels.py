@@ -37,6 +37,11 @@ def ack_of(ack: Ack, timeout: float) -> tuple[int, int] | None:
     return None if ack is None else (level_of(ack), max(int(timeout * 1_000), 0))
 
 
+def ack_again(ack: tuple[int, int], timeout: float) -> tuple[int, int]:
+    """The same level for a request that is asked again, with the patience of this time."""
+    return ack[0], max(int(timeout * LEVEL_SHARE * 1_000), 0)
+
+
 def view_of(
     at: Position | str | None, level: str | None, timeout: float
 ) -> tuple[Any, bool, int] | None:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from nun import messages as m
+from nun.client.levels import ack_again
 from nun.client.notices import NoticeState
 from nun.client.request import NEVER, WRITES, Grant, Request, ignore, nothing
 from nun.client.results import error_of
@@ -141,6 +142,8 @@ class Session:
         request.unknown = request.failure = None
         request.resends = 0
         request.sent_at = now
+        if request.ack is not None:  # the node is as patient as its caller is now
+            request.ack = ack_again(request.ack, request.deadline - now)
         self.in_flight.setdefault(request.number, request)
         self._send(request, now)
 

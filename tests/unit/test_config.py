@@ -306,3 +306,115 @@ def test_a_hostile_file_is_told_and_not_met_with_a_traceback(path: Path) -> None
     ]
     for text in texts:
         assert problems_of(path, text)
+
+
+CLUSTER = {
+    "listen": "tcp://127.0.0.1:5702",
+    "publish": "tcp://127.0.0.1:5703",
+    "primary": "node1",
+    "peers": "{node2 = 'tcp://127.0.0.1:5802', node3 = 'tcp://127.0.0.1:5902'}",
+}
+
+
+def cluster(**changes: object) -> list[str]:
+    return [f"replication.{key}={value}" for key, value in {**CLUSTER, **changes}.items()]
+
+
+def test_the_samples_make_one_cluster() -> None:
+    configs = [load_config(ROOT / "conf" / f"node{number}.toml") for number in (1, 2, 3)]
+    listen = {config.node.name: config.replication.listen for config in configs}
+    used = []
+    for number, config in enumerate(configs, 1):
+        name = config.node.name
+        assert name == f"node{number}"
+        assert config.replication.primary == "node1"
+        assert config.replication.peers == {
+            peer: address for peer, address in listen.items() if peer != name
+        }
+        used += [config.network.listen, config.replication.listen, config.replication.publish]
+        used += [config.node.data_dir]
+    assert len(set(used)) == len(used)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"listen": "127.0.0.1:1"}, "replication.listen: found '127.0.0.1:1', expected tcp://"),
+        ({"publish": ""}, "replication.publish: found '', expected tcp://"),
+        ({"publish": "tcp://127.0.0.1:5702"}, "found the same address twice"),
+        ({"listen": "tcp://127.0.0.1:5701"}, "found the same address twice"),
+        ({"primary": "node9"}, "replication.primary: found 'node9', expected one of node1, node2"),
+        ({"peers": "{node1 = 'tcp://127.0.0.1:1'}"}, "replication.peers: found the name 'node1'"),
+        ({"peers": "{'a b' = 'tcp://127.0.0.1:1'}"}, "replication.peers: found the name 'a b'"),
+        ({"peers": "{node2 = 'tcp://*:1'}"}, "that this node can connect to"),
+        ({"peers": "{node2 = 'tcp://127.0.0.1:5702'}"}, "the address of replication.listen too"),
+        (
+            {"peers": "{a = 'tcp://127.0.0.1:1', b = 'tcp://127.0.0.1:1'}"},
+            "replication.peers.b: found 'tcp://127.0.0.1:1', the address of replication.peers.a too",
+        ),
+        ({"peers": "{node2 = 7}"}, "replication.peers: found {'node2': 7}, expected"),
+        ({"ack": 3}, "replication.ack: found 3, expected at most 2"),
+        ({"ack": "most"}, "'majority' or 'all', or a whole number"),
+        ({"min_replicas": 3}, "replication.min_replicas: found 3, expected at most 2"),
+        ({"advertise": "tcp://*:5703"}, "replication.advertise: found 'tcp://*:5703'"),
+        ({"coordinator": "raft"}, "replication.coordinator: found 'raft', expected 'static'"),
+        ({"max_clock_offset_ms": 0}, "expected a whole number from 1 to 3600000"),
+        ({"listen": ""}, "replication.publish: found 'tcp://127.0.0.1:5703' without"),
+    ],
+)
+def test_a_node_of_a_cluster_is_checked(path: Path, changes: dict[str, object], found: str) -> None:
+    problems = problems_of(path, "", *cluster(**changes))
+    assert any(found in problem for problem in problems), problems
+
+
+def test_the_ack_level_is_a_word_or_a_number(path: Path) -> None:
+    for ack in ("primary", "local", "majority", "all", 1, 2):
+        assert load_config(path, cluster(ack=ack)).replication.ack == ack
+
+
+@pytest.mark.parametrize("key", ["listen", "publish"])
+def test_beyond_loopback_nodes_need_keys(path: Path, key: str) -> None:
+    far = cluster(**{key: "tcp://10.0.0.1:5702"})
+    [problem] = problems_of(path, "", *far)
+    assert problem.startswith(f"replication.{key}: found 'tcp://10.0.0.1:5702' without")
+    assert load_config(path, [*far, "security.insecure=true"])
+
+
+def test_who_listens_everywhere_says_how_to_reach_it(path: Path) -> None:
+    everywhere = cluster(publish="tcp://*:5703")
+    listen = "network.listen=tcp://0.0.0.0:5701"
+    problems = problems_of(path, "", *everywhere, listen, "security.insecure=true")
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "network.advertise",
+        "replication.advertise",
+    ]
+    config = load_config(
+        path,
+        [
+            *everywhere,
+            listen,
+            "security.insecure=true",
+            "network.advertise=tcp://db.example:5701",
+            "replication.advertise=tcp://db.example:5703",
+        ],
+    )
+    assert config.replication.advertise == "tcp://db.example:5703"
+
+
+def test_nodes_with_keys_know_the_key_of_every_peer(path: Path) -> None:
+    pairs = [[key.decode() for key in zmq.curve_keypair()] for _ in range(3)]
+    peers = f"{{node2 = '{pairs[1][0]}', node3 = '{pairs[2][0]}'}}"
+    mine = {"curve_public_key": pairs[0][0], "curve_secret_key": pairs[0][1]}
+    assert load_config(path, cluster(**mine, peer_public_keys=peers))
+    [problem] = problems_of(
+        path, "", *cluster(**mine, peer_public_keys=f"{{node2 = '{pairs[1][0]}'}}")
+    )
+    assert problem.startswith("replication.peer_public_keys.node3: found ''")
+    other = {**mine, "curve_public_key": pairs[1][0]}
+    [problem] = problems_of(path, "", *cluster(**other, peer_public_keys=peers))
+    assert "which does not belong to replication.curve_secret_key" in problem
+    assert pairs[0][1] not in problem
+    [problem] = problems_of(
+        path, "", *cluster(curve_public_key=pairs[0][0], peer_public_keys=peers)
+    )
+    assert problem.startswith("replication.curve_secret_key: found nothing beside the other key")

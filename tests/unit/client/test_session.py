@@ -376,6 +376,19 @@ def test_a_write_that_times_out_is_unknown_and_can_be_asked_about(
     assert request.answer().op_id == 77
 
 
+def test_asked_again_the_node_is_as_patient_as_the_caller_is_now(
+    shell: Shell, grant: Grant
+) -> None:
+    request = put(grant)
+    request.ack = (m.ACK_ALL, 450)
+    shell.begin(request, timeout=0.5)
+    assert shell.sent()[0][3][1:] == [m.ACK_ALL, 450]
+    shell.pass_time(0.5)
+    request.deadline = shell.now + 20
+    shell.session.retry(request, shell.now)
+    assert shell.sent()[0][3][1:] == [m.ACK_ALL, 18_000]
+
+
 def test_a_late_answer_settles_an_unknown_outcome(shell: Shell, grant: Grant) -> None:
     request = shell.begin(put(grant), timeout=0.5)
     [message] = shell.sent()
