@@ -51,6 +51,7 @@ class Wires:
         slow_ns: extra delay of pairs.
         hwm: at most so many messages wait in a pipe of an XPUB, whatever the socket says.
         drop: the share of what an XPUB sends that is dropped, as at its high-water mark.
+        hushed: pairs (publisher, subscriber) of hosts between which an XPUB drops all.
     """
 
     def __init__(self, world: World) -> None:
@@ -59,6 +60,7 @@ class Wires:
         self.slow_ns: dict[tuple[str, str], int] = {}
         self.hwm = 10**9
         self.drop = 0.0
+        self.hushed: set[tuple[str, str]] = set()
         self.bound: dict[str, Socket] = {}
         self.waiting: dict[str, list[Connector]] = {}  # by the address that they want
         self.connections: list[Connection] = []
@@ -269,8 +271,8 @@ class Connector:
             # Those made before `connect` lie in a tree, the later ones followed one by one.
             first = [topic for topic in socket.topics if topic not in self.early]
             again = sorted(socket.topics) if self.connected_once else sorted(self.early) + first
-            for topic in again:
-                connection.upward.send((b"\x01" + topic,), wires.world.now)
+            for i, topic in enumerate(again):  # each a message of its own
+                connection.upward.send((b"\x01" + topic,), wires.world.now + i)
         kept, self.kept = self.kept, deque()
         for frames in kept:
             connection.upward.send(frames, wires.world.now)
@@ -520,6 +522,7 @@ class Socket:
                 continue
             channel = connection.downward
             full = len(channel.queue) + channel.unread >= bound
+            full = full or (channel.source, channel.target) in wires.hushed
             if full or (wires.drop and wires.world.chance(wires.drop)):
                 wires.world.note("dropped", self.label, channel.receiver.label)
                 continue

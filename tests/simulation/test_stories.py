@@ -1,0 +1,307 @@
+"""Short scripts of what happens to clusters, each on the simulated network, with the real processes of every node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.client import operations as ops
+from nun.client.values import TEXT
+from tests.simulation.client import Client, with_level
+from tests.simulation.process import installed
+from tests.simulation.simulation import Simulation
+
+
+class Story(Simulation):
+    """Three nodes, formed, and the words of the stories."""
+
+    def put(self, client: Client, key: str, value: str, level: int | None = None) -> Any:
+        """Sets a key; the result."""
+        request = ops.set(client.grant, key, value, None, TEXT)
+        ending, result = self.ask(client, with_level(request, level))
+        assert ending == "done", result
+        return result
+
+    def get(self, client: Client, key: str) -> str | None:
+        ending, entry = self.ask(client, ops.get(client.grant, key, TEXT))
+        assert ending == "done", entry
+        return None if entry is None else entry.value
+
+    def at(self, name: str) -> Client:
+        """A client that knows this node only."""
+        return self.client(name, only=True)
+
+    def seq(self, name: str) -> int:
+        network = self.nodes[name].network
+        core = None if network is None else network.core
+        return 0 if core is None else core.state.position.seq
+
+    def role(self, name: str) -> str:
+        network = self.nodes[name].network
+        return "" if network is None or network.core is None else network.core.roles.name
+
+    def promoted(self, name: str, force: bool = False) -> None:
+        """An operator makes this node primary, and it becomes so."""
+        for _ in range(10):
+            answers = self.promote(name, force)
+            self.until(lambda: bool(answers), f"an answer about {name}", 30)  # noqa: B023
+            if answers[0].status == 0 and answers[0].failure is None:
+                break
+            self.run(1)
+        self.until(lambda: self.role(name) == "primary", f"{name} is primary")
+
+    def cut(self, *names: str) -> None:
+        """These nodes are cut off from the others."""
+        for name in names:
+            for other in self.names:
+                if other not in names:
+                    self.wires.block(name, other, (10**7, 10**9))
+                    self.wires.block(other, name, (10**7, 10**9))
+
+    def same(self) -> None:
+        """All come to rest and hold the same."""
+        self.heal()
+        self.rest()
+        self.check()
+
+
+@pytest.fixture
+def story() -> Iterator[Story]:
+    made = Story(seed=1, nodes=3)
+    with installed(made.world):
+        made.form()
+        made.until(made.converged, "all three are members")
+        yield made
+
+
+def test_what_one_node_is_told_all_nodes_show(story: Story) -> None:
+    story.put(story.at("node2"), "k", "v", m.ACK_ALL)
+    for name in story.names:
+        assert story.get(story.at(name), "k") == "v"
+    story.same()
+
+
+def test_a_planned_change_of_primary_loses_nothing(story: Story) -> None:
+    story.put(story.at("node1"), "k", "1")
+    story.promoted("node2")
+    story.until(lambda: story.role("node1") == "replica", "node1 follows")
+    story.put(story.at("node1"), "k", "2")
+    assert story.get(story.at("node1"), "k") == "2"
+    story.same()
+
+
+def test_after_the_primary_is_gone_another_takes_over_with_what_is_settled(story: Story) -> None:
+    story.put(story.at("node1"), "k", "1", m.ACK_MAJORITY)
+    story.nodes["node1"].kill("for good")
+    story.promoted("node3")
+    assert story.get(story.at("node3"), "k") == "1"
+    story.put(story.at("node3"), "k", "2", m.ACK_MAJORITY)
+    story.same()
+    assert story.get(story.at("node1"), "k") == "2"
+
+
+def test_a_cut_off_primary_returns_and_proposes_what_only_it_had(story: Story) -> None:
+    old = story.at("node1")
+    story.put(old, "kept", "1", m.ACK_ALL)
+    story.cut("node1")
+    alone = story.put(old, "k", "only here", m.ACK_PRIMARY)
+    story.promoted("node2")
+    story.put(story.at("node2"), "other", "there", m.ACK_MAJORITY)
+    story.same()
+    assert story.get(old, "k") == "only here"
+    assert story.primary() is story.nodes["node2"]
+    found = story.oracle.known[alone.op_id]
+    assert found.value == b"only here"
+
+
+def test_a_write_that_lost_its_place_is_in_the_ledger(story: Story) -> None:
+    old = story.at("node1")
+    story.cut("node1")
+    lost = story.put(old, "k", "alone", m.ACK_PRIMARY)
+    story.promoted("node2")
+    story.put(story.at("node2"), "k", "won", m.ACK_MAJORITY)
+    story.same()
+    assert story.get(old, "k") == "won"
+    core = story.nodes["node3"].network.core
+    number = core.state.database_named("d").number
+    assert lost.op_id in story.ledger(core.tables[number].records)
+
+
+def test_two_operators_promote_two_nodes_at_once(story: Story) -> None:
+    story.put(story.at("node1"), "k", "1", m.ACK_ALL)
+    story.promote("node2")
+    story.promote("node3")
+    story.run(12)
+    story.same()
+    assert story.get(story.at("node1"), "k") == "1"
+
+
+def test_a_primary_that_starts_anew_with_an_old_configuration_follows_the_new_one(
+    story: Story,
+) -> None:
+    story.promoted("node2")
+    story.nodes["node1"].kill("and comes back")
+    story.nodes["node1"].start()  # its configuration still names itself
+    story.until(lambda: story.role("node1") == "replica", "node1 follows")
+    assert story.role("node2") == "primary"
+    story.same()
+
+
+def test_a_replica_that_was_away_catches_up(story: Story) -> None:
+    story.nodes["node3"].kill("for a while")
+    client = story.at("node1")
+    for i in range(30):
+        story.put(client, f"k{i}", "v")
+    story.nodes["node3"].start()
+    story.until(lambda: story.seq("node3") == story.seq("node1"), "node3 has it all")
+    story.same()
+
+
+def test_entries_that_the_stream_loses_are_fetched(story: Story) -> None:
+    story.wires.drop = 0.5
+    client = story.at("node2")
+    for i in range(20):
+        story.put(client, f"k{i}", "v", m.ACK_MAJORITY)
+    story.same()
+
+
+def test_a_tail_that_the_stream_loses_shows_within_a_beat(story: Story) -> None:
+    story.wires.hushed = {("node1", "node3")}
+    story.put(story.at("node1"), "k", "v")
+    behind = story.seq("node1")
+    assert story.seq("node3") < behind
+    story.wires.hushed = set()
+    story.until(lambda: story.seq("node3") == behind, "the lost tail was fetched", 0.5)
+    story.same()
+
+
+def test_a_replica_joins_its_stream_anew_without_missing_anything(story: Story) -> None:
+    """Its connection for requests stays; what is sent while it subscribes again is not lost."""
+    node = story.nodes["node3"]
+    client = story.at("node1")
+    for i in range(10):
+        for connection in list(story.wires.connections):
+            if connection.connector.socket.label == "node3.replicator:SUB" and (
+                connection.bound.label == "node1.replicator:XPUB"
+            ):
+                connection.end("reset")
+        story.put(client, f"k{i}", "v")
+        story.run(0.05)
+    story.until(lambda: story.seq("node3") == story.seq("node1"), "node3 has it all")
+    assert node.up
+    story.same()
+
+
+def test_no_replica_says_where_it_stands_before_its_subscription_is_proven(story: Story) -> None:
+    story.wires.hushed = {("node1", "node3")}  # the marker is lost too
+    story.nodes["node3"].kill("and comes back")
+    story.nodes["node3"].start()
+    story.run(3)
+    assert not story.nodes["node3"].replicator.core.following.confirmed
+    story.wires.hushed = set()
+    story.same()
+
+
+def test_the_subscription_that_the_marker_answers_is_the_last(story: Story) -> None:
+    subscribed: list[bytes] = []
+
+    def tap(connection: Any, up: bool, frames: tuple[bytes, ...]) -> None:
+        if (
+            up
+            and connection.bound.label == "node1.replicator:XPUB"
+            and (connection.connector.socket.label == "node3.replicator:SUB")
+        ):
+            subscribed.append(frames[0])
+
+    story.wires.taps.append(tap)
+    story.wires.reset_connections("node1", "node3")
+    story.until(lambda: len(subscribed) >= 3, "node3 subscribes again")
+    assert subscribed[:2] == [b"\x01" + pm.TOPIC_BEAT, b"\x01" + pm.TOPIC_ENTRY]
+    assert subscribed[2].startswith(b"\x01" + pm.TOPIC_MARKER)
+    story.same()
+
+
+def test_a_retry_on_another_node_after_a_change_of_primary_takes_effect_once(story: Story) -> None:
+    client = story.client("node1")
+    request = ops.increment(client.grant, "n", 1, TEXT)
+    answers: list[Any] = []
+    story.cut("node1", client.name)
+    client.ask(with_level(request, m.ACK_MAJORITY, 300), 0.5, answers.append)
+    story.until(lambda: bool(answers), "it is not known what became of it")
+    story.heal()
+    story.promoted("node2")
+    answers.clear()
+    client.move()
+    client.retry(request, 10, answers.append)
+    story.until(lambda: bool(answers), "the answer")
+    story.same()
+    assert story.get(story.at("node3"), "n") == "1"
+
+
+def test_a_promise_is_kept_over_a_start(story: Story) -> None:
+    """The candidate fails; whoever promised itself follows nothing older, even after a loss of power."""
+    story.nodes["node1"].kill("for a while")
+    story.nodes["node3"].stall(2 * 10**9)
+    story.promote("node2")
+    story.until(lambda: story.nodes["node2"].replicator.core.promise is not None, "it promised")
+    promise = story.nodes["node2"].replicator.core.promise
+    story.nodes["node2"].lose_power()
+    story.nodes["node2"].start()
+    story.until(
+        lambda: story.nodes["node2"].replicator and story.nodes["node2"].replicator.core.disk_known,
+        "node2 knows its disk",
+    )
+    assert story.nodes["node2"].replicator.core.promise == promise
+    story.same()
+
+
+def test_every_process_may_die_alone(story: Story) -> None:
+    client = story.at("node2")
+    for name in story.names:
+        for process in ("network", "writer", "replicator"):
+            story.nodes[name].died(story.nodes[name].processes[process], "kill -9")
+            story.put(client, process, name, m.ACK_MAJORITY)
+            story.until(story.serving, "all serve again")
+    story.same()
+
+
+def test_a_local_write_is_kept_through_a_loss_of_power_and_decided_later(story: Story) -> None:
+    client = story.at("node3")
+    story.cut("node3")
+    story.put(client, "k", "taken here", m.ACK_LOCAL)
+    assert story.get(client, "k") == "taken here"
+    story.nodes["node3"].lose_power()
+    story.nodes["node3"].start()
+    story.same()
+    assert story.get(story.at("node1"), "k") == "taken here"
+
+
+def test_what_only_a_majority_of_replicas_has_is_not_called_settled(story: Story) -> None:
+    """The primary's own disk stands still; it would go on from that in the same reign."""
+    story.nodes["node1"].stall(3 * 10**9, "writer")
+    client = story.at("node1")
+    request = ops.set(client.grant, "k", "v", None, TEXT)
+    client.ask(request, 10, lambda _: None)
+    story.run(1)
+    replicator = story.nodes["node1"].replicator.core
+    assert replicator.serving.settled <= story.oracle.disks["node1"].announced
+    story.nodes["node1"].lose_power()
+    story.nodes["node1"].start()
+    story.same()
+
+
+def test_a_node_that_loses_its_power_before_a_sync_takes_back_nothing_that_it_showed(
+    story: Story,
+) -> None:
+    client = story.at("node1")
+    for i in range(5):
+        story.put(client, "k", str(i))
+        story.nodes["node1"].lose_power()
+        story.nodes["node1"].start()
+        story.until(story.serving, "node1 serves again")
+        assert story.get(story.at("node1"), "k") == str(i)
+    story.same()
