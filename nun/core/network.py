@@ -263,9 +263,10 @@ class NetworkCore:
         self.settle()
         self.watches.feed(released)
         if self.settings.clustered:
-            self.forwarding.shown(durable)
+            shown = self.stream.durable_seq  # the disk may be ahead of what was adopted here
+            self.forwarding.shown(shown)
             self.tentative.settled(self.levels.settled)
-            self.views.shown(durable)
+            self.views.shown(shown)
 
     def entries_received(self, frames: Sequence[bytes], now_ns: int, unix_ms: int) -> None:
         """Entries and beats that the replicator has handed on from the primary."""

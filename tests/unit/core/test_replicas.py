@@ -435,6 +435,30 @@ def test_a_read_at_a_position_waits_for_it(cluster: Cluster) -> None:
     assert record.value_of(reply_to(reader, number).result) == b"1"
 
 
+def test_a_disk_that_is_ahead_shows_nothing_that_was_not_adopted(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    reader = replica.client()
+    writer = replica.client()
+    written = write(writer, m.SET, 1, "b", "2", None)
+    cluster.forward()
+    write(cluster.primary.client(), m.SET, 1, "a", "1", None)
+    cluster.primary.sync()
+    cluster.answer()
+    position = list(cluster.primary.core.state.position)  # type: ignore[arg-type]
+    number = ask(reader, m.GET, 1, "a", [position, False, 9_000])
+    first, last = cluster.primary.frames[-2:]
+    replica.frames += [first, last]  # the storage writer has both, this process only the first
+    replica.core.entries_received([first], replica.now_ns, replica.unix_ms)
+    replica.hear(pm.PRIMARY_AT, EPOCH, len(replica.frames), 0)
+    replica.core.made_durable(len(replica.frames), replica.now_ns)
+    replica.perform()
+    assert reply_to(writer, written).status == 0
+    assert reader.reply_to(number) is None
+    replica.core.entries_received([last], replica.now_ns, replica.unix_ms)
+    replica.perform()
+    assert record.value_of(reply_to(reader, number).result) == b"1"
+
+
 def test_a_read_at_a_position_gives_up_in_time(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
     reader = replica.client()
