@@ -1,0 +1,164 @@
+"""Copies of files: received in parts, checked, and put in the place of what was here, whatever crashes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from nun.core import effects as fx
+from nun.errors import DamagedFile, StorageError
+from nun.position import Position
+from storage import copying
+from storage.disk import Disk, RealDisk
+from storage.oplog import LogReader, Oplog
+from storage.recovery import load
+from storage.snapshot import Snapshots
+from tests.support.sim_disk import Crashed, How, SimDisk
+
+PART = 100
+
+
+def filled(disk: Disk, name: str, count: int) -> None:
+    """A directory with one database of so many keys, all of it in a snapshot."""
+    log = Oplog.open(disk, 4096, 10**6)
+    effects: list[list[fx.Effect]] = [
+        [(fx.EPOCH, b"c" * 16, {1: ["n", b"d" * 16, 1]}, 2), (fx.DATABASE, 1, name, {})],
+        [
+            (fx.PUT, 1, 1024 + i * 1024, 1, 0, b"%s %d" % (name.encode(), i), b"v" * 30)
+            for i in range(count)
+        ],
+    ]
+    for seq, entry in enumerate(effects, 1):
+        position = Position(1, 1, 1, seq)
+        log.append([(position, fx.encode_entry(position, entry))])
+    log.sync()
+    snapshots = Snapshots(disk, LogReader(disk))
+    snapshots.open()
+    for blocking in snapshots.take(None, False, len(effects)):
+        if blocking is not None:
+            blocking()
+    log.close()
+
+
+def send(source: Disk, target: Disk, start: dict[str, int] | None = None) -> None:
+    """All parts of a copy, each where the last one ended."""
+    _, files = copying.files_of(source)
+    for name, size in files:
+        data = bytes(source.view(name))[:size]
+        for offset in range((start or {}).get(name, 0), size, PART):
+            copying.put(target, name, offset, data[offset : offset + PART])
+
+
+def keys(disk: Disk) -> dict[str, list[bytes]]:
+    loaded = load(disk, LogReader(disk))
+    return {
+        info.name: sorted(loaded.tables[info.number]) for info in loaded.state.databases.values()
+    }
+
+
+def test_a_copy_takes_the_place_of_what_was_here(tmp_path: Path) -> None:
+    source, target = RealDisk(tmp_path / "source"), RealDisk(tmp_path / "target")
+    for disk, name in ((source, "new"), (target, "old")):
+        disk.root.mkdir()
+        filled(disk, name, 50)
+    wanted = keys(source)
+    copy_id, files = copying.files_of(source)
+    copying.begin(target, copy_id, files)
+    assert copying.in_progress(target) == (copy_id, {})
+    send(source, target)
+    assert keys(target).keys() == {"old"}, "until all is here, nothing changes"
+    copying.end(target)
+    assert keys(target).keys() == {"old"}
+    assert copying.finish(target)
+    assert not copying.finish(target)
+    assert copying.was_taken(target)
+    assert keys(target) == wanted
+    assert not [name for name in target.names() if name.startswith("old")]
+
+
+def test_what_is_here_is_known_after_a_start() -> None:
+    source, target = SimDisk(), SimDisk()
+    filled(source, "new", 20)
+    copy_id, files = copying.files_of(source)
+    copying.begin(target, copy_id, files)
+    name, size = max(files, key=lambda file: file[1])
+    copying.put(target, name, 0, bytes(source.view(name))[:PART])
+    assert size > PART
+    after = target.crash(random.Random(1))
+    assert copying.in_progress(after) == (copy_id, {name: PART})
+    send(source, after, {name: PART})
+    copying.end(after)
+
+
+def test_an_unchanged_snapshot_keeps_its_id_and_another_has_another() -> None:
+    disk, other = SimDisk(), SimDisk()
+    filled(disk, "new", 20)
+    filled(other, "new", 21)
+    assert copying.files_of(disk) == copying.files_of(disk.kill())
+    assert copying.files_of(disk)[0] != copying.files_of(other)[0]
+    assert copying.files_of(SimDisk()) == (b"", [])
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    target = SimDisk()
+    with pytest.raises(StorageError, match="no copy is being received"):
+        copying.put(target, "nun.state", 0, b"x")
+    copying.begin(target, b"id", [("nun.state", 10)])
+    for name, offset, data in (
+        ("other", 0, b"x"),
+        ("nun.state", 8, b"xxx"),
+        ("nun.state", 5, b"x"),
+    ):
+        with pytest.raises(StorageError):
+            copying.put(target, name, offset, data)
+    with pytest.raises(DamagedFile, match="expected 10 bytes"):
+        copying.end(target)
+
+
+@pytest.mark.parametrize("name", ["../NODE", "NODE", "LOCK", "oplog/0000000000000001.log", "x"])
+def test_a_copy_has_no_files_but_those_of_snapshots(name: str) -> None:
+    with pytest.raises(StorageError, match="has no file"):
+        copying.begin(SimDisk(), b"id", [(name, 10)])
+
+
+def test_damage_on_the_way_is_noticed(tmp_path: Path) -> None:
+    source, target = RealDisk(tmp_path / "source"), RealDisk(tmp_path / "target")
+    for disk in (source, target):
+        disk.root.mkdir()
+    filled(source, "new", 20)
+    copy_id, files = copying.files_of(source)
+    copying.begin(target, copy_id, files)
+    send(source, target)
+    name = next(name for name, _ in files if name.endswith("side"))
+    copying.put(target, name, 20, b"\xff\xff\xff")
+    with pytest.raises(DamagedFile):
+        copying.end(target)
+
+
+@pytest.mark.parametrize("how", ["done", "not_done", "torn"])
+def test_a_crash_at_every_call_leaves_the_old_or_the_new(how: How) -> None:
+    def work(disk: SimDisk) -> None:
+        copying.begin(disk, copy_id, files)
+        send(source, disk)
+        copying.end(disk)
+        copying.finish(disk)
+
+    source = SimDisk()
+    filled(source, "new", 6)
+    copy_id, files = copying.files_of(source)
+    whole = SimDisk()
+    filled(whole, "old", 6)
+    before = whole.calls
+    work(whole)
+    for call in range(1, whole.calls - before + 1):
+        disk = SimDisk(call)
+        filled(disk, "old", 6)
+        disk.crash_after(call, how)
+        with pytest.raises(Crashed):
+            work(disk)
+        after = disk.crash(random.Random(call))
+        copying.finish(after)
+        found = keys(after)
+        assert found in (keys(source), {"old": [b"old %d" % i for i in range(6)]}), call
