@@ -27,6 +27,7 @@ TOKEN_KEY: Final = b"$$token"
 USER_PREFIX: Final = b"$$user_"
 PERMISSION_PREFIX: Final = b"$$permission_$"
 CONNECTIONS_KEY: Final = b"$connections"
+CONFLICT_PREFIX: Final = b"$conflicts_"  # the ledger: $conflicts_KEY_OPID
 GUARDED_PREFIX: Final = b"$$"
 EVERYONE: Final = b"all"  # the user that the database's own token stands for
 
@@ -58,6 +59,11 @@ def normalise_permissions(text: str) -> str:
     return "|".join(entries)
 
 
+def key_of_entry(entry: bytes) -> bytes:
+    """The key that an entry of the ledger is about: who may read that may read the entry."""
+    return entry.removeprefix(CONFLICT_PREFIX).rpartition(b"_")[0]
+
+
 class Rights:
     """What one user may do in one database."""
 
@@ -82,6 +88,8 @@ class Rights:
             return True
         if key.startswith(GUARDED_PREFIX):
             return False
+        if key.startswith(CONFLICT_PREFIX):
+            return self.allows(kind, key_of_entry(key))
         return self.everything or any(
             pattern.matches(key) for pattern in self._patterns.get(kind, ())
         )

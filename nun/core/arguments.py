@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from nun.core.accept import INT_MAX, INT_MIN
-from nun.core.access import CONNECTIONS_KEY, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
+from nun.core.access import (
+    CONFLICT_PREFIX,
+    CONNECTIONS_KEY,
+    PERMISSION_PREFIX,
+    TOKEN_KEY,
+    USER_PREFIX,
+)
 from nun.core.effects import keys_and_values
 from nun.errors import BadRequest, TooLarge, WireError
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
@@ -19,6 +25,7 @@ _MANAGED_KEYS: Final = (
     (PERMISSION_PREFIX, "set_permissions"),
     (TOKEN_KEY, "alter_database"),
     (CONNECTIONS_KEY, "nothing: it is computed"),
+    (CONFLICT_PREFIX, "nothing: it is the ledger"),
 )
 
 

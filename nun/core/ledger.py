@@ -1,11 +1,11 @@
 """The ledger: writes that did not simply win, and what became of them.
 
-An entry is a record of the database of its key, under the system key `$conflicts_KEY_OPID` (op id in decimal): a map
+An entry is a record of its key's database, under the system key `$conflicts_KEY_OPID` (op id in decimal): a JSON object
 
     database, key, kind     of the losing write
     value, base, op_id, at  what it wrote (value, or delta of an increment), on which record, stamped when (Unix ms)
     client_id, request      whose it was
-    current                 the packed record that the key held instead, nil where there was none
+    current                 what the key held instead: value, version, op_id; null where it held nothing
     state, reason, decided  "refused", why, and when (Unix ms)
 
 Read rights follow the key's. The writer is told too: a *notice* waits in the state until it has been seen.
@@ -16,19 +16,23 @@ I2  A write whose database is gone has no place for an entry: its notice carries
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING, Any, Final
 
+from nun import messages as m
 from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import record
+from nun.core.access import CONFLICT_PREFIX
 from nun.core.outbox import Item, Operation
 from nun.core.record import ABSENT
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
 
-CONFLICT_PREFIX: Final = b"$conflicts_"
 REFUSED: Final = "refused"
+KIND_NAMES: Final = {m.SET: "set", m.REMOVE: "remove", m.INCREMENT: "increment"}
 
 
 def entry_key(key: bytes, op_id: int) -> bytes:
@@ -36,9 +40,30 @@ def entry_key(key: bytes, op_id: int) -> bytes:
     return b"%s%s_%d" % (CONFLICT_PREFIX, key, op_id)
 
 
-def key_of_entry(entry: bytes) -> bytes:
-    """The key that an entry is about: who may read that may read the entry."""
-    return entry.removeprefix(CONFLICT_PREFIX).rpartition(b"_")[0]
+def readable(told: dict[str, Any]) -> bytes:
+    """An entry as JSON, for people and programs alike; bytes that are no text stand as `{"base64": ...}`."""
+    shown: dict[str, Any] = {name: _shown(value) for name, value in told.items()}
+    shown["kind"] = KIND_NAMES.get(told["kind"], str(told["kind"]))
+    shown["client_id"] = told["client_id"].hex()
+    current = told.get("current")
+    if current is not None:
+        shown["current"] = None
+        if record.is_live(current):
+            shown["current"] = {
+                "value": _shown(record.value_of(current)),
+                "version": record.version_of(current),
+                "op_id": record.op_id_of(current),
+            }
+    return json.dumps(shown, ensure_ascii=False).encode()
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
 
 
 class Ledger:
@@ -72,7 +97,7 @@ class Ledger:
                 return
             told["current"] = table.records.get(key)
             stamp = core.stream.clock.reserve(core.unix_ms)
-            value = pack(told)
+            value = readable(told)
             new = record.live(1, stamp, value)
             core.stream.add((fx.PUT, database, stamp, 1, record.op_id_of(ABSENT), place, value))
             table.replace(place, new)

@@ -114,17 +114,19 @@ def _item_of(effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, s
     database = 0
     created = False
     kind = m.BATCH
+    writes = 0
     for effect in effects:
         if effect[0] == fx.DATABASE:
             created = True
             database = effect[1]
         elif effect[0] in (fx.PUT, fx.TOMBSTONE, fx.INCREMENTED, fx.PUTS, fx.RECORDS):
             database = effect[1]
+            writes += 1
             operations += _operations(effect)
             kind = m.SET_MANY if effect[0] == fx.PUTS else _SINGLE.get(effect[0], m.BATCH)
     if status or not operations:
         return None
-    if len(effects) > 1 and not created:
+    if writes > 1 and not created:
         kind = m.BATCH
     name = names.get(database, "").encode()
     kind = m.CREATE_DATABASE if created else kind

@@ -160,7 +160,7 @@ class Tentative:
 
     def durable(self, number: int) -> None:
         """The outbox has items up to this one on disk: they are answered, and proposed."""
-        for one in range(self._durable + 1, number + 1):
+        for one in [item for item in self._answers if item <= number]:
             for peer, frame in self._answers.pop(one, ()):
                 self._core.send(peer, frame)
         first, self._durable = self._durable + 1, max(number, self._durable)

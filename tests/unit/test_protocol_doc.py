@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import nun
-from nun import errors, limits, messages
+from nun import errors, limits, messages, peer_messages
 from nun.client import session, watches
 from nun.core import clock, effects
 
@@ -105,3 +105,34 @@ def test_numbers_that_the_text_names() -> None:
     assert f"less than {limits.EVENTS_BYTES_MAX // 2 // limits.KIB} KiB" in TEXT
     assert f"`{list(watches.NOWHERE)}`" in TEXT
     assert f"1 to {limits.CLIENT_ID_BYTES_MAX} bytes" in TEXT
+
+
+NODES_TEXT = (ROOT / "docs" / "PROTOCOL_NODES.md").read_text()
+
+
+def test_every_message_between_nodes_stands_in_its_document() -> None:
+    known = {
+        name: value
+        for name, value in constants(peer_messages).items()
+        if value >= peer_messages.REPLICATOR_UP
+    }
+    documented = {name: int(number) for number, name, _ in _ROW.findall(NODES_TEXT)}
+    assert documented == known
+    assert len({*known.values()}) == len(known), "a number stands for two messages"
+    assert f"Version {peer_messages.PEER_PROTOCOL_VERSION}." in NODES_TEXT
+
+
+def test_codes_and_roles_between_nodes() -> None:
+    codes = {
+        name: value for name, value in constants(peer_messages).items() if name.startswith("PEER_")
+    }
+    codes.pop("PEER_PROTOCOL_VERSION")
+    codes.pop("PEER_REFUSED")
+    line = NODES_TEXT[NODES_TEXT.index("Codes of PEER_REFUSED") :].split("\n\n")[0]
+    assert sorted(map(int, re.findall(r"\b(\d) ", line.replace("\n", " ")))) == sorted(
+        codes.values()
+    )
+    for number, name in peer_messages.ROLE_NAMES.items():
+        assert f"{number} {name}" in NODES_TEXT
+    assert f"`{peer_messages.TOPIC_ENTRY.decode()}`" in NODES_TEXT
+    assert f"`{peer_messages.TOPIC_BEAT.decode()}`" in NODES_TEXT

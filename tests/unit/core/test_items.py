@@ -1,0 +1,360 @@
+"""Local writes, items decided late, the ledger, outcomes and waiting: a primary and a replica's network process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.codec import pack, unpack
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.clock import TICK
+from nun.core.outbox import Item, Operation, decode_item, encode_item, items_of_entries
+from nun.errors import BadRequest, NotANumber, PermissionDenied, VersionConflict, WireError
+from nun.position import Position
+from tests.support.core_driver import DrivenClient
+from tests.support.replicas import Cluster, NodeDriver
+from tests.unit.core.test_replicas import ask, error_of, reply_to, write
+
+LOCAL = (m.ACK_LOCAL, 1_000)
+CLIENT = b"whose"
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.database()
+    return made
+
+
+def keep_outbox(node: NodeDriver) -> None:
+    """The storage writer of a replica makes its outbox durable."""
+    node.core.outbox_durable(node.core.tentative._following - 1, node.now_ns)
+    node.perform()
+
+
+def value_of(node: NodeDriver, key: bytes) -> bytes | None:
+    packed = node.core.tables[1].records.get(key)
+    return None if packed is None or not record.is_live(packed) else record.value_of(packed)
+
+
+def item(number: int, *operations: Operation, kind: int = m.SET, atomic: bool = False) -> bytes:
+    return encode_item(
+        Item(CLIENT, number, b"d", kind, atomic, list(operations), 1_700_000_000_000)
+    )
+
+
+def decide(node: NodeDriver, outbox_number: int, data: bytes, previous: int | None = None) -> None:
+    """An item of node 2 comes to the primary."""
+    before = outbox_number - 1 if previous is None else previous
+    node.hear(pm.PROPOSALS, [[2, outbox_number, pack((before, outbox_number, data))]])
+    node.sync()
+
+
+def ledger(node: NodeDriver) -> list[dict[str, Any]]:
+    keys = [key for key in node.core.tables[1].records if key.startswith(b"$conflicts_")]
+    return [json.loads(value_of(node, key) or b"") for key in sorted(keys)]
+
+
+def stamp(node: NodeDriver, count: int = 1) -> int:
+    return node.core.stream.clock.reserve(node.unix_ms, count)
+
+
+# Taking
+
+
+def test_a_local_write_is_shown_once_it_is_in_the_outbox(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    number = write(client, m.SET, 1, "a", "1", None, level=LOCAL)
+    read = ask(client, m.GET, 1, "a")
+    assert client.reply_to(number) is None
+    assert client.reply_to(read) is None, "a crash could take it back"
+    keep_outbox(replica)
+    reply = reply_to(client, number)
+    assert (reply.status, reply.result, reply.position) == (0, 1, None)
+    assert record.value_of(reply_to(client, read).result) == b"1"
+    assert value_of(cluster.primary, b"a") is None
+
+
+def test_local_writes_build_on_what_is_shown(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    for kind, *arguments in [
+        (m.SET, 1, "n", "5", None),
+        (m.INCREMENT, 1, "n", 2),
+        (m.SET, 1, "a", "1", None),
+        (m.REMOVE, 1, "a", None),
+        (m.SET_MANY, 1, pack([["x", "y"], ["1", "2"]])),
+        (m.BATCH, 1, True, bytes([m.SET, m.INCREMENT]), pack([["x", "n"], ["3", 1]]), None),
+    ]:
+        write(client, kind, *arguments, level=LOCAL)
+    keep_outbox(replica)
+    many = reply_to(client, ask(client, m.GET_MANY, 1, ["n", "a", "x", "y"])).result
+    shown = [
+        None if one is None or not record.is_live(one) else record.value_of(one) for one in many
+    ]
+    assert shown == [b"8", None, b"3", b"2"]
+    cluster.forward()
+    cluster.carry()
+    cluster.carry()
+    assert [value_of(cluster.primary, key) for key in (b"n", b"a", b"x", b"y")] == shown
+    assert ledger(cluster.primary) == []
+    assert not replica.core.tentative.shown
+    assert len(replica.core.tentative) == 0, "decided and settled: it has left the outbox"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "error"),
+    [
+        (m.SET, (1, "$sys", "1", None), BadRequest),
+        (m.SET, (1, "a", "2", [m.ON_BASE, 0, False]), VersionConflict),
+        (m.SET, (1, "a", "2", [m.IF_VERSION, 9, False]), VersionConflict),
+        (m.INCREMENT, (1, "a", 1), NotANumber),
+        (m.SET, (1, "a", 5, None), BadRequest),
+        (m.BATCH, (1, False, bytes([m.GET]), pack([["a"], [None]]), None), BadRequest),
+    ],
+)
+def test_a_local_write_that_cannot_be_is_refused_at_once(
+    cluster: Cluster, kind: int, arguments: Any, error: type[Exception]
+) -> None:
+    (replica,) = cluster.replicas
+    write(cluster.primary.client(), m.SET, 1, "a", "text", None)
+    cluster.carry()
+    client = replica.client()
+    number = write(client, kind, *arguments, level=LOCAL)
+    assert error_of(client, number) == error.code  # type: ignore[attr-defined]
+    assert len(replica.core.tentative) == 0
+
+
+def test_a_repeated_local_write_is_taken_once(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    number = client.next_number()
+    peer, message = client.message(number, m.INCREMENT, 1, "n", 1)
+    message[3] = [message[3], *LOCAL]
+    for _ in range(2):
+        replica.receive((peer, list(message)))
+    keep_outbox(replica)
+    assert len(replica.core.tentative) == 1
+    cluster.forward()
+    cluster.carry()
+    assert value_of(cluster.primary, b"n") == b"1"
+
+
+def test_an_item_that_was_lost_is_proposed_again_and_counts_once(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    write(client, m.INCREMENT, 1, "n", 1, level=LOCAL)
+    write(client, m.INCREMENT, 1, "n", 1, level=LOCAL)
+    keep_outbox(replica)
+    replica.told(pm.PROPOSE)  # lost
+    for _ in range(2):
+        replica.hear(pm.PRIMARY_IS, "node1", "tcp://node1")
+        cluster.forward()
+    cluster.carry()
+    assert value_of(cluster.primary, b"n") == b"2"
+
+
+# Deciding
+
+
+def test_a_late_plain_set_is_judged_by_what_it_was_made_on(cluster: Cluster) -> None:
+    primary = cluster.primary
+    client = primary.client()
+    first = reply_to(client, _synced(primary, write(client, m.SET, 1, "a", "1", None)))
+    _synced(primary, write(client, m.SET, 1, "a", "2", None))
+    late = stamp(primary)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", b"late", first.op_id or 0, late)))
+    assert value_of(primary, b"a") == b"2"
+    (entry,) = ledger(primary)
+    assert (entry["state"], entry["value"], entry["op_id"]) == ("refused", "late", late)
+    assert entry["current"]["value"] == "2"
+    assert primary.core.state.notices[CLIENT].keys() == {late}
+
+
+def _synced(node: NodeDriver, number: int) -> int:
+    node.sync()
+    return number
+
+
+def test_an_item_that_was_accepted_keeps_its_op_id(cluster: Cluster) -> None:
+    primary = cluster.primary
+    op_id = stamp(primary)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", b"1", 0, op_id)))
+    assert record.op_id_of(primary.core.tables[1].records[b"a"]) == op_id
+    row = primary.core.state.clients[CLIENT].rows[1]
+    assert (row.status, row.op_id, row.result) == (0, op_id, 1)
+    decide(primary, 2, item(1, Operation(m.SET, b"a", b"again", op_id, stamp(primary))))
+    assert value_of(primary, b"a") == b"1", "its request was decided before"
+    assert primary.core.state.outboxes == {2: 2}
+
+
+def test_items_are_taken_in_order_without_a_hole(cluster: Cluster) -> None:
+    primary = cluster.primary
+    third = item(3, Operation(m.INCREMENT, b"n", 100, 0, stamp(primary)), kind=m.INCREMENT)
+    first = item(1, Operation(m.INCREMENT, b"n", 1, 0, stamp(primary)), kind=m.INCREMENT)
+    decide(primary, 1, first)
+    decide(primary, 3, third)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"1", {2: 1})
+    decide(primary, 3, third, previous=1)
+    decide(primary, 1, first)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"101", {2: 3})
+
+
+def test_an_atomic_item_is_done_whole_or_recorded_whole(cluster: Cluster) -> None:
+    primary = cluster.primary
+    client = primary.client()
+    _synced(primary, write(client, m.SET, 1, "a", "1", None))
+    first = stamp(primary, 2)
+    operations = [
+        Operation(m.SET, b"b", b"new", 0, first),
+        Operation(m.SET, b"a", b"stale", 0, first + TICK),
+    ]
+    decide(primary, 1, item(1, *operations, kind=m.BATCH, atomic=True))
+    assert value_of(primary, b"b") is None
+    assert [entry["value"] for entry in ledger(primary)] == ["stale", "new"]
+
+
+def test_what_comes_for_a_dropped_database_is_told_with_its_value(cluster: Cluster) -> None:
+    primary = cluster.primary
+    _synced(primary, write(primary.client(), m.DROP_DATABASE, "d"))
+    op_id = stamp(primary)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", b"kept", 0, op_id)))
+    notice = unpack(primary.core.state.notices[CLIENT][op_id])
+    assert (notice[b"value"], notice[b"reason"]) == (b"kept", b"its database is gone")
+
+
+def test_what_is_no_item_changes_nothing(cluster: Cluster) -> None:
+    before = cluster.primary.core.state.dump()
+    for bad in (b"", b"\xc1", pack([1]), pack(list(range(11)))):
+        cluster.primary.hear(pm.PROPOSALS, [[2, 1, pack((0, 1, bad))]])
+        cluster.primary.sync()
+    after = cluster.primary.core.state.dump()
+    assert after[:-1] == before[:-1]
+    with pytest.raises(WireError):
+        decode_item(pack([1]))
+
+
+# Cut writes
+
+
+def test_client_writes_of_cut_entries_come_back_as_items() -> None:
+    position = Position(1, 1, 1, 1)
+    heads = record.heads([record.ABSENT, record.live(3, 77, b"")])
+    entries = [
+        (
+            position,
+            [
+                [fx.MEMBERS, {}, 2],
+                [fx.PUT, 1, TICK, 1, 0, b"a", b"1"],
+                [fx.OUTCOME, CLIENT, 1, 0, 0, TICK, 1],
+                [fx.INCREMENTED, 1, 2 * TICK, 2, 5, b"n", b"9", 4],
+                [fx.OUTCOME, CLIENT, 2, 0, 0, 2 * TICK, [2, 9]],
+                [fx.OUTCOME, CLIENT, 3, 0, VersionConflict.code, 0, [b"no", b"a"]],
+                [fx.DROP, 1, [b"old"]],
+            ],
+        ),
+        (
+            position._replace(seq=2),
+            [
+                [fx.PUTS, 1, 3 * TICK, heads, pack([["x", "y"], ["1", "2"]])],
+                [fx.OUTCOME, CLIENT, 4, 0, 0, 3 * TICK, True],
+                [fx.TOMBSTONE, 1, 5 * TICK, 2, TICK, b"a"],
+                [fx.OUTCOME, CLIENT, 5, 0, 0, 5 * TICK, 2],
+            ],
+        ),
+    ]
+    found = [decode_item(one) for one in items_of_entries(entries, {1: "d"})]
+    assert [(one.number, one.kind) for one in found] == [
+        (1, m.SET),
+        (2, m.INCREMENT),
+        (4, m.SET_MANY),
+        (5, m.REMOVE),
+    ]
+    assert [one for item in found for one in item.operations] == [
+        Operation(m.SET, b"a", b"1", 0, TICK),
+        Operation(m.INCREMENT, b"n", 4, 5, 2 * TICK),
+        Operation(m.SET, b"x", b"1", 0, 3 * TICK),
+        Operation(m.SET, b"y", b"2", 77, 4 * TICK),
+        Operation(m.REMOVE, b"a", None, TICK, 5 * TICK),
+    ]
+    assert {one.database for one in found} == {b"d"}
+
+
+# Being told
+
+
+def notices(client: DrivenClient) -> list[int]:
+    sent = client.driver.sent
+    mine = [message for peer, message in sent if peer == client.peer and message[0] == m.OUTCOME]
+    client.driver.sent = [one for one in sent if one[1][0] != m.OUTCOME]
+    return [message[1] for message in mine]
+
+
+def test_a_losing_writer_is_told_on_any_node_until_it_has_seen_it(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    primary = cluster.primary
+    write(primary.client(), m.SET, 1, "a", "1", None)
+    cluster.carry()
+    waiting = replica.client(client_id=CLIENT)
+    assert error_of(waiting, ask(waiting, m.OUTCOMES)) == 0
+    op_id = stamp(primary)
+    decide(primary, 1, item(10_000, Operation(m.SET, b"a", b"late", 0, op_id)))
+    assert notices(waiting) == []
+    cluster.carry()
+    assert notices(waiting) == [op_id]
+    again = primary.client(client_id=CLIENT)
+    ask(again, m.OUTCOMES)
+    assert notices(again) == [op_id], "it comes until it was seen"
+    seen = write(again, m.OUTCOMES_SEEN, [op_id])
+    cluster.carry()
+    assert reply_to(again, seen).status == 0
+    assert CLIENT not in replica.core.state.notices
+    last = replica.client(client_id=CLIENT)
+    ask(last, m.OUTCOMES)
+    assert notices(last) == []
+
+
+def test_waiting_for_a_request_gives_what_it_came_to(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    taken = write(client, m.INCREMENT, 1, "n", 3, level=LOCAL)
+    keep_outbox(replica)
+    waits = ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000)
+    assert client.reply_to(waits) is None
+    cluster.forward()
+    cluster.carry()
+    assert reply_to(client, waits).result == [1, 3]
+    assert reply_to(client, ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000)).result == [1, 3]
+
+
+def test_the_ledger_is_read_by_who_may_read_the_key_and_written_by_nobody(cluster: Cluster) -> None:
+    primary = cluster.primary
+    admin = primary.client()
+    for user, text in ((b"ann", b"r a*"), (b"bob", b"rw b*")):
+        write(admin, m.CREATE_USER, "d", user, "secret")
+        write(admin, m.SET_PERMISSIONS, "d", user, text)
+    primary.work_on_secrets()
+    write(admin, m.SET, 1, "a", "1", None)
+    primary.sync()
+    op_id = stamp(primary)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", b"late", 0, op_id)))
+    entry = b"$conflicts_a_%d" % op_id
+
+    def as_user(name: str) -> DrivenClient:
+        client = primary.client(None)
+        primary.core.sessions[client.peer].admin = False
+        used = ask(client, m.USE, "d", name, "secret")
+        primary.work_on_secrets()
+        assert error_of(client, used) == 0
+        return client
+
+    ann, bob = as_user("ann"), as_user("bob")
+    assert reply_to(ann, ask(ann, m.GET, 1, entry)).result is not None
+    assert error_of(bob, ask(bob, m.GET, 1, entry)) == PermissionDenied.code
+    assert error_of(admin, write(admin, m.SET, 1, entry, "x", None)) == BadRequest.code
