@@ -1,13 +1,22 @@
-"""A cluster of real nodes under test, each with its own processes, directory and ports on loopback."""
+"""A cluster of real nodes under test, each with its own processes, directory and ports on loopback.
+
+With `proxied`, all that nodes say to each other goes through proxies of the tests (tests/support/proxy.py), and every
+link, of a pair of nodes, can be cut, delayed and throttled. Clients talk to the nodes directly.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 import nun
 from tests.support.node import ADMIN, Node, Settings, free_port, wait_until
+from tests.support.proxy import Faults, Proxy
 
 DATABASE = "d"
 TOKEN = "t"
@@ -20,28 +29,97 @@ class Cluster:
         directory: holds one directory a node.
         nodes: how many.
         settings: tables of every node's configuration.
+        each: a node's number -> tables of its own, over those of all.
+        proxied: put proxies between the nodes.
     """
 
-    def __init__(self, directory: Path, nodes: int = 3, settings: Settings | None = None) -> None:
-        names = [f"node{number}" for number in range(1, nodes + 1)]
-        listen = {name: f"tcp://127.0.0.1:{free_port()}" for name in names}
+    def __init__(
+        self,
+        directory: Path,
+        nodes: int = 3,
+        settings: Settings | None = None,
+        each: Mapping[int, Settings] | None = None,
+        proxied: bool = False,
+    ) -> None:
+        numbers = range(1, nodes + 1)
+        self._stack = ExitStack()
+        self.links = {frozenset(pair): Faults() for pair in itertools.combinations(numbers, 2)}
+        listen = {number: free_port() for number in numbers}
+        publish = {number: free_port() for number in numbers}
+        self._proxies: list[tuple[int, Proxy]] = []
+        self._bound = {
+            number: (f"tcp://127.0.0.1:{listen[number]}", f"tcp://127.0.0.1:{publish[number]}")
+            for number in numbers
+        }
+        shown_listen, shown_publish = listen, publish
+        if proxied:
+            shown_listen = {number: self._proxy(number, listen[number]) for number in numbers}
+            shown_publish = {number: self._proxy(number, publish[number]) for number in numbers}
         self.nodes: list[Node] = []
-        for name in names:
+        for number in numbers:
             tables: dict[str, dict[str, Any]] = {
-                "node": {"name": name},
+                "node": {"name": f"node{number}"},
                 "replication": {
-                    "listen": listen[name],
-                    "publish": f"tcp://127.0.0.1:{free_port()}",
+                    "listen": f"tcp://127.0.0.1:{listen[number]}",
+                    "publish": f"tcp://127.0.0.1:{publish[number]}",
+                    "advertise": f"tcp://127.0.0.1:{shown_publish[number]}",
                     "primary": "node1",
-                    "peers": {peer: address for peer, address in listen.items() if peer != name},
+                    "peers": {
+                        f"node{other}": f"tcp://127.0.0.1:{shown_listen[other]}"
+                        for other in numbers
+                        if other != number
+                    },
                 },
             }
-            for table, keys in (settings or {}).items():
-                tables.setdefault(table, {}).update(keys)
-            self.nodes.append(Node(directory / name, tables))
-        self._stack = ExitStack()
+            for more in (settings or {}, (each or {}).get(number, {})):
+                for table, keys in more.items():
+                    tables.setdefault(table, {}).update(keys)
+            data_dir = tables["node"].pop("data_dir", None)
+            self.nodes.append(Node(directory / f"node{number}", tables, data_dir=data_dir))
+
+    def _proxy(self, number: int, port: int) -> int:
+        """Puts a proxy before a port of a node; returns the port to connect to instead."""
+        proxy = Proxy(port, lambda source: self._link_of(number, source))
+        self._proxies.append((number, proxy))
+        return proxy.port
+
+    def _link_of(self, number: int, port: int) -> Faults:
+        """Which node's replicator connects from this port, and so over which link."""
+        for other, node in enumerate(self.nodes, 1):
+            pid = node.pids().get("replicator")
+            if other == number or pid is None:
+                continue
+            try:
+                ends = psutil.Process(pid).net_connections("tcp4")
+            except psutil.Error:
+                continue
+            if any(end.laddr[1] == port for end in ends):
+                return self.links[frozenset((number, other))]
+        return Faults()  # it is gone already
+
+    def isolate(self, number: int) -> None:
+        """Cuts every link of a node."""
+        for pair, faults in self.links.items():
+            if number in pair:
+                faults.cut = True
+
+    def reset(self, number: int) -> None:
+        """Ends the connections that others have to a node; they connect again."""
+        for whose, proxy in self._proxies:
+            if whose == number:
+                proxy.reset()
+
+    def addresses_among_nodes(self, number: int) -> tuple[str, str]:
+        """Where a node listens for others, and where it publishes."""
+        return self._bound[number]
+
+    def heal(self) -> None:
+        for faults in self.links.values():
+            faults.heal()
 
     def __enter__(self) -> Self:
+        for _, proxy in self._proxies:
+            self._stack.enter_context(proxy)
         for node in self.nodes:
             self._stack.callback(node.close)
             node.launch()
