@@ -28,18 +28,17 @@ _LOG = ("tests/unit/storage/test_oplog_crash.py", "tests/unit/storage/test_oplog
 _GUARD = ("tests/process/test_guard.py",)
 _CRASH = ("tests/process/test_crash.py", "-m", "not long")
 
+_STORIES = ("tests/simulation/test_stories.py",)
+_LIVES = ("tests/simulation/test_seeds.py", "-k", "clusters_keep", "-m", "not long")
+_REPLICAS = ("tests/unit/core/test_replicas.py",)
+
 BUGS: tuple[Bug, ...] = (
     Bug(
         "reply-before-durable",
         "replies to writes go out at once, before the disk has them",
         "nun/core/network.py",
-        """        if waits_for is None:
-            self.out.sends.append((session.peer, frame))
-        else:
-            waits_for.replies.append((session.peer, frame))
-""",
-        """        self.out.sends.append((session.peer, frame))
-""",
+        "            waits_for.replies.append((session.peer, frame))\n",
+        "            self.out.sends.append((session.peer, frame))\n",
         _STORE,
     ),
     Bug(
@@ -88,8 +87,8 @@ BUGS: tuple[Bug, ...] = (
         "op-ids-reused-after-restart",
         "the clock forgets the highest op id of the state",
         "nun/core/network.py",
-        "Clock(epoch.node, state.highest_op_id)",
-        "Clock(epoch.node, 0)",
+        "Clock(number, state.highest_op_id)",
+        "Clock(number, 0)",
         _STORE,
     ),
     Bug(
@@ -155,8 +154,8 @@ BUGS: tuple[Bug, ...] = (
         "wrong-secrets-uncounted",
         "guessing passwords is free",
         "nun/core/access.py",
-        "        self._failures[name] = (count + 1, since)\n",
-        "        self._failures[name] = (count, since)\n",
+        "            _keep(self._failures, door, (count + 1, since))\n",
+        "            _keep(self._failures, door, (count, since))\n",
         _GUARD,
     ),
     Bug(
@@ -267,5 +266,109 @@ BUGS: tuple[Bug, ...] = (
         "        if side.plan:\n",
         "        if side.plan and not side.name:\n",
         ("tests/property/test_snapshot_life.py",),
+    ),
+    Bug(
+        "marker-skipped",
+        "a replica says where it stands before its subscription is proven",
+        "nun/core/following.py",
+        "        self.state = CONNECTING\n",
+        "        self.state = STANDING\n",
+        _STORIES,
+    ),
+    Bug(
+        "private-subscription-first",
+        "the marker's topic sorts before the others",
+        "nun/peer_messages.py",
+        'TOPIC_MARKER: Final = b"~"',
+        'TOPIC_MARKER: Final = b"A"',
+        _STORIES,
+    ),
+    Bug(
+        "tail-beat-ignored",
+        "a beat whose last entry has not come is passed over",
+        "nun/core/following.py",
+        "        if last > core.last_seq:\n            self._catch_up()\n",
+        "        if last < 0:\n            self._catch_up()\n",
+        _STORIES,
+    ),
+    Bug(
+        "older-epoch-applied",
+        "entries of an epoch that is over are taken",
+        "nun/core/history.py",
+        "        return position.epoch >= self.epoch or position.seq < self.first_seq\n",
+        "        return True\n",
+        _REPLICAS,
+    ),
+    Bug(
+        "ack-before-durable",
+        "a replica acks what it has handed down, not what is on its disk",
+        "nun/core/following.py",
+        "(pm.ACK, self.epoch, core.durable_seq, core.last_seq)",
+        "(pm.ACK, self.epoch, core.last_seq, core.last_seq)",
+        _LIVES,
+    ),
+    Bug(
+        "promise-forgotten",
+        "a promise is told without being kept on disk",
+        "actors/keeping.py",
+        "        self._identity = self._writer.directory.keep_promise(reign, number)\n",
+        "        self._identity = self._identity._replace(promise=(reign, number))\n",
+        _STORIES,
+    ),
+    Bug(
+        "same-epoch-again",
+        "a primary that starts anew goes on in the epoch of its last life",
+        "storage/directory.py",
+        "        identity = known._replace(start=known.start + 1)\n",
+        "        identity = known\n",
+        _STORIES,
+    ),
+    Bug(
+        "acks-of-older-epochs-counted",
+        "an ack counts whatever epoch it is of",
+        "nun/core/serving.py",
+        "        if not core.leads or epoch != core.epoch or name not in core.member_names:\n",
+        "        if not core.leads or name not in core.member_names:\n",
+        _LIVES,
+    ),
+    Bug(
+        "outbox-forgotten-at-start",
+        "local writes of an earlier life are not proposed",
+        "actors/network.py",
+        "            outbox = read_outbox(disk)\n",
+        "            outbox = (read_outbox(disk)[0], [])\n",
+        _STORIES,
+    ),
+    Bug(
+        "outbox-dropped-at-decision",
+        "an item leaves the outbox when it is decided, not when that is settled",
+        "nun/core/tentative.py",
+        "        while self._decided and self._decided[0][0] <= seq:\n",
+        "        while self._decided:\n",
+        _STORIES,
+    ),
+    Bug(
+        "request-rows-lost-on-promotion",
+        "who becomes primary forgets what became of requests",
+        "nun/core/roles.py",
+        "        core.settle()\n        self.role = pm.ROLE_PRIMARY\n",
+        "        core.settle()\n        state.clients.clear()\n        self.role = pm.ROLE_PRIMARY\n",
+        _STORIES,
+    ),
+    Bug(
+        "retry-answered-early",
+        "a retry of a write that is not durable yet is answered at once",
+        "nun/core/data_requests.py",
+        "        waits_for = self._stream.at(row.position.seq)\n        result = row.result\n",
+        "        waits_for = None\n        result = row.result\n",
+        _STORIES,
+    ),
+    Bug(
+        "late-write-judged-as-new",
+        "a write that is proposed again wins over what it has not seen",
+        "nun/core/items.py",
+        '        return "it was made on a record that has been replaced since"\n',
+        '        return ""\n',
+        _STORIES,
     ),
 )

@@ -305,3 +305,33 @@ def test_a_node_that_loses_its_power_before_a_sync_takes_back_nothing_that_it_sh
         story.until(story.serving, "node1 serves again")
         assert story.get(story.at("node1"), "k") == str(i)
     story.same()
+
+
+def test_a_retry_waits_for_the_disk_as_the_first_try_did(story: Story) -> None:
+    client = story.at("node1")
+    story.put(client, "k", "0")
+    story.nodes["node1"].stall(4 * 10**9, "writer")
+    answers: list[Any] = []
+    client.ask(ops.set(client.grant, "k", "1", None, TEXT), 20, answers.append)
+    story.run(3)  # it asks again by itself
+    assert not answers
+    story.until(lambda: bool(answers), "the answer")
+    assert answers[0].status == 0
+    story.same()
+
+
+def test_a_local_write_stays_in_the_outbox_until_it_is_settled() -> None:
+    """Two of five have decided it and have it on disk: a change of primary could still undo that."""
+    story = Story(seed=2, nodes=5)
+    with installed(story.world):
+        story.form()
+        story.until(story.converged, "all five are members")
+        for name in ("node2", "node4", "node5"):
+            story.nodes[name].kill("for a while")
+        story.put(story.at("node3"), "k", "taken here", m.ACK_LOCAL)
+        core = story.nodes["node3"].network.core
+        story.until(lambda: core.state.outboxes.get(core.number) == 1, "it is decided")
+        story.run(1)
+        assert len(core.tentative) == 1
+        story.same()
+        assert len(core.tentative) == 0

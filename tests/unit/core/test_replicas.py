@@ -134,7 +134,7 @@ def test_a_lost_tail_shows_by_the_beat(cluster: Cluster) -> None:
 
 def test_entries_of_an_epoch_older_than_the_one_followed_are_not_adopted(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
-    replica.hear(pm.BE_REPLICA, Epoch(2, 3, 1), 1)
+    replica.hear(pm.BE_REPLICA, Epoch(2, 3, 1), replica.core.stream.last_seq + 1)
     client = cluster.primary.client()
     write(client, m.SET, 1, "a", "old", None)
     cluster.primary.sync()
