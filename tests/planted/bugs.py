@@ -146,8 +146,8 @@ BUGS: tuple[Bug, ...] = (
         "nun/core/access.py",
         """        if key.startswith(GUARDED_PREFIX):
             return False
-        return self.everything""",
-        """        return self.everything""",
+""",
+        "",
         _GUARD,
     ),
     Bug(

@@ -23,6 +23,7 @@ from nun.config import (
 )
 from nun.core import effects as fx
 from nun.core.ledger import CONFLICT_PREFIX
+from nun.position import Position
 from storage.oplog import LogReader
 from storage.recovery import load
 from tests.simulation.client import Client, outcome
@@ -295,6 +296,7 @@ class Simulation:
             change for position in history for change in self.oracle.decoded.get(position, ())
         ]
         told = self.ledger(records)
+        told |= self._aliases(history, told)
         if len(history) == history[-1].seq:  # else some node began from a copy
             self._check_acknowledged(changes, told)
             check_exactly_once(self.writes, changes, told)
@@ -340,6 +342,21 @@ class Simulation:
                         f"P1: {write.kind} of {key} by {write.client} with op id {op_id} at "
                         f"{write.position} was acknowledged at {write.level} and is lost"
                     )
+
+    def _aliases(self, history: list[Position], told: set[int]) -> set[int]:
+        """Op ids of requests that were stamped twice, and done under the other stamp: asked again after a crash."""
+        done = {
+            (effect[1], effect[2]): effect[5]
+            for position in history
+            for effect in self.oracle.effects.get(position, ())
+            if effect[0] == fx.OUTCOME and (effect[4] == 0 or effect[5] in told)
+        }
+        found: set[int] = set()
+        for write in self.writes:
+            first = done.get((write.client.encode(), write.number))
+            if write.acked and first and first not in write.acked.values():
+                found |= {*write.acked.values()}
+        return found
 
     @staticmethod
     def ledger(records: dict[bytes, bytes]) -> set[int]:
