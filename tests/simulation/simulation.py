@@ -324,6 +324,8 @@ class Simulation:
             told = unpack(pack(other.state.dump()))
             if told != state:
                 raise Failed(f"P4: {node.name}: {told}, {primary.name}: {state}")
+            if node.writer.snapshotting.describe()["running"]:
+                continue  # its files are finished at the next start
             loaded = load(node.disk, LogReader(node.disk))
             if loaded.tables != expected:
                 raise Failed(f"P2: the disk of {node.name} does not hold what its memory does")
