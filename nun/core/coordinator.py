@@ -57,6 +57,8 @@ class Coordinator:
                 and leader.epoch > self._core.epoch
             ):
                 self._core.step_down()
+            elif self._promised_away():
+                self._core.step_down()  # it was told to begin before it gave that promise
             return
         if leader is not None:
             self._core.last_leader = leader
@@ -69,6 +71,11 @@ class Coordinator:
             reign = self._core.history[-1][0].reign if self._core.history else 1
             self._core.out.to_network.append((pm.BE_PRIMARY, reign, self._core.last_seq))
         self._core.tell_primary()
+
+    def _promised_away(self) -> bool:
+        """Whether this primary has promised itself to a higher reign than its own."""
+        epoch, promise = self._core.epoch, self._core.promise
+        return epoch is not None and promise is not None and epoch[:2] < promise
 
     def _asked_enough(self) -> bool:
         """Whether all peers were asked and those that answer have answered."""

@@ -235,6 +235,7 @@ class ReplicatorCore:
         """Makes a promise durable. From now on none below it is given."""
         assert self.wished is None or promise >= self.wished, "a promise was forgotten"
         self.wished = promise
+        self.may_resume = False
 
         def done(error: str | None) -> None:
             if error is None:

@@ -150,6 +150,7 @@ class Oracle:
             truncate = oplog.truncate_after
 
             def truncating(seq: int, *args: Any, **named: Any) -> Any:
+                disk.announced = min(disk.announced, seq)  # it may die on the way
                 found = truncate(seq, *args, **named)
                 self._cut(node.name, seq)
                 return found
