@@ -67,6 +67,7 @@ class Request:
     )
     waiter: Any = None  # the shell's
     ack: tuple[int, int] | None = None  # [level, patience in milliseconds] of a write
+    patient_until = 0.0  # asked again: no node tells before this that its level was not reached
     view: tuple[Any, bool, int] | None = None  # of a read
     fields: dict[str, Any] | None = None  # of a level that was not reached
 

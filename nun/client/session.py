@@ -144,6 +144,7 @@ class Session:
         request.sent_at = now
         if request.ack is not None:  # the node is as patient as its caller is now
             request.ack = ack_again(request.ack, request.deadline - now)
+            request.patient_until = now + request.ack[1] / 1_000
         self.in_flight.setdefault(request.number, request)
         self._send(request, now)
 
@@ -337,7 +338,7 @@ class Session:
             self._try_elsewhere(request, result, now)
             return
         if status == LevelNotReached.code and request.kind in WRITES:
-            self._not_so_far(request, result, position, op_id)
+            self._not_so_far(request, result, position, op_id, now)
             return
         del self.in_flight[number]
         if request.parked:
@@ -366,10 +367,12 @@ class Session:
             pause = fields.get(b"retry_after_ms", 0) / 1_000
             request.sent_at = now + pause - RESEND_AFTER_S * 2**request.resends
 
-    def _not_so_far(self, request: Request, result: Any, position: Any, op_id: Any) -> None:
+    def _not_so_far(
+        self, request: Request, result: Any, position: Any, op_id: Any, now: float
+    ) -> None:
         """A write is done, and its ack level was not reached in time. It keeps its place (I3)."""
-        if request.parked:
-            return
+        if request.parked or now < request.patient_until:
+            return  # the answer to an earlier time of asking
         error = error_of(LevelNotReached.code, result[0], result[1], TEXT)
         told = None if position is None else Position(*position)
         request.fields = {**error.fields, "position": told, "op_id": op_id}

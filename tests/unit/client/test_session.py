@@ -17,6 +17,7 @@ from nun.errors import (
     AuthError,
     BadRequest,
     ConnectionLost,
+    LevelNotReached,
     NoSuchDatabase,
     OutcomeExpired,
     Overloaded,
@@ -386,7 +387,14 @@ def test_asked_again_the_node_is_as_patient_as_the_caller_is_now(
     shell.pass_time(0.5)
     request.deadline = shell.now + 20
     shell.session.retry(request, shell.now)
-    assert shell.sent()[0][3][1:] == [m.ACK_ALL, 18_000]
+    [again] = shell.sent()
+    assert again[3][1:] == [m.ACK_ALL, 18_000]
+    told = LevelNotReached("not in time", level=m.ACK_ALL, reached=1, result=4)
+    shell.refuse(again, told)
+    assert not request.done, "it answers what was asked before"
+    shell.pass_time(18)
+    shell.refuse(again, told)
+    assert (request.done, request.unknown) == (True, "level")
 
 
 def test_a_late_answer_settles_an_unknown_outcome(shell: Shell, grant: Grant) -> None:
