@@ -12,7 +12,7 @@ from nun.codec import pack
 from nun.core import effects as fx
 from nun.core.clock import TICK
 from nun.position import Position
-from storage import directory, layout, manifest, segment
+from storage import copying, directory, layout, manifest, segment
 from storage.disk import RealDisk
 from storage.oplog import LogReader, Oplog
 from storage.snapshot import Snapshots
@@ -62,5 +62,8 @@ def test_the_magics_and_sizes_that_it_names_are_those_of_the_code() -> None:
         assert f"`{magic.decode()}`" in DOCUMENT
     assert "`NUNNODE1`" in DOCUMENT
     assert directory.NODE == "NODE"
+    assert "`NUNOUTBX`" in DOCUMENT
+    for name in (copying.PLAN, copying.READY, copying.TAKEN):
+        assert f"`{name}`" in DOCUMENT
     assert f"One row of {layout.ROW.size} bytes" in DOCUMENT
     assert f"| 0 | {layout.LENGTH.size} | offset of the key's record in the keys file |" in DOCUMENT
