@@ -74,8 +74,7 @@ class Coordinator:
 
     def _promised_away(self) -> bool:
         """Whether this primary has promised itself to a higher reign than its own."""
-        epoch, promise = self._core.epoch, self._core.promise
-        return epoch is not None and promise is not None and epoch[:2] < promise
+        return self._core.epoch is not None and self._core.older(self._core.epoch)
 
     def _asked_enough(self) -> bool:
         """Whether all peers were asked and those that answer have answered."""
@@ -99,8 +98,8 @@ class Coordinator:
         mine = (epoch.reign, epoch.node)
         known = [(peer.epoch.reign, peer.epoch.node) for peer in there if peer.epoch is not None]
         known += [peer.promise for peer in there if peer.promise is not None]
-        if self._core.promise is not None:
-            known.append(self._core.promise)
+        if self._core.bound is not None:
+            known.append(self._core.bound)
         return all(other <= mine for other in known)
 
     def _get_identity(self) -> None:

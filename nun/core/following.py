@@ -302,7 +302,7 @@ class Following:
         core = self._core
         if not self._from(source) or self.state != STANDING or next_seq != core.last_seq + 1:
             return
-        if core.promise is not None and epoch[:2] < core.promise and self._up_to is None:
+        if core.older(epoch) and self._up_to is None:
             return
         self._enter("go")
         self.epoch = epoch

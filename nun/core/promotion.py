@@ -149,7 +149,8 @@ class Promotion:
                 core.history[-1][0].reign if core.history else 0,
                 highest_reign(core.peers.values()),
             ]
-            known += [each[0] for each in (core.promise, core.wished) if each is not None]
+            if core.bound is not None:
+                known.append(core.bound[0])
             self._promise = (max(known) + 1, core.number)
             self._promised = {}
             self._stage = "own promise"
@@ -245,7 +246,7 @@ class Promotion:
     def wanted(self, peer: bytes, promise: Promise) -> None:
         """A candidate asks for this node's promise."""
         core = self._core
-        own: list[Promise] = [each for each in (core.promise, core.wished) if each is not None]
+        own: list[Promise] = [] if core.bound is None else [core.bound]
         if core.epoch is not None:
             own.append((core.epoch.reign, core.epoch.node))
         if self._giving is not None and self._giving[1] == promise:

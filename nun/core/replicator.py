@@ -7,6 +7,7 @@ writer (disk, promise); entries pass through as bytes. Its rooms:
     serving     beats, log and copies for followers   filling     a copy of another node's files
     promotion   promises, and becoming primary        history     what two nodes have in common
     coordinator who is primary                        greeting    presence, clocks, what each node is
+    relay       proposals and their decisions
 
 I1  Nothing from outside raises past an event: what is no message is counted and dropped (P8).
 I2  Whatever was asked is asked again until it is answered or no longer wanted: any message may be lost.
@@ -30,13 +31,13 @@ from nun.core.greeting import Greetings
 from nun.core.history import Began, history_from
 from nun.core.peers import Peer
 from nun.core.promotion import Promotion
+from nun.core.relay import Relay
 from nun.core.serving import Serving
 from nun.errors import WireError
-from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES
+from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES, NODE_NUMBER_MAX, REIGN_MAX
 from nun.position import Epoch, Position
 
 _AGAIN_NS: Final = 500_000_000
-_JOIN_AGAIN_NS: Final = 300_000_000
 _BAD: Final = (
     ValueError,
     TypeError,
@@ -145,6 +146,7 @@ class ReplicatorCore:
         self.promotion = Promotion(self)
         self.coordinator = Coordinator(self)
         self.greetings = Greetings(self)
+        self.relay = Relay(self)
         self.view = ClusterView(self)
         self._tickets = 0
         self._kept: dict[int, Kept] = {}
@@ -172,6 +174,16 @@ class ReplicatorCore:
     @property
     def last_seq(self) -> int:
         return 0 if self.last is None else self.last.seq
+
+    @property
+    def bound(self) -> tuple[int, int] | None:
+        """The highest promise that is kept or being made durable: nothing older is followed, acked or settled."""
+        return max((each for each in (self.promise, self.wished) if each is not None), default=None)
+
+    def older(self, epoch: Epoch) -> bool:
+        """Whether an epoch is older than what this node has promised itself to."""
+        bound = self.bound
+        return bound is not None and (epoch.reign, epoch.node) < bound
 
     @property
     def cut_floor(self) -> int:
@@ -205,7 +217,7 @@ class ReplicatorCore:
             assert peer.epoch is not None
             if peer.cluster_id != self.cluster_id and self.cluster_id:
                 continue
-            if self.promise is not None and (peer.epoch.reign, peer.epoch.node) < self.promise:
+            if self.older(peer.epoch):
                 continue
             if found is None or found.epoch is None or peer.epoch > found.epoch:
                 found = peer
@@ -241,6 +253,8 @@ class ReplicatorCore:
             if error is None:
                 self.promise = promise if self.promise is None else max(promise, self.promise)
                 self.may_resume = False
+            elif self.wished == promise:
+                self.wished = self.promise
             kept(error)
 
         self.out.to_writer.append((pm.KEEP_PROMISE, self.ticket(done), *promise))
@@ -286,11 +300,9 @@ class ReplicatorCore:
                 self.stepping_down = False
                 self.promotion.stepped_down()
             case [pm.PROPOSE, bodies]:
-                leader = self.leader
-                if leader is not None:
-                    self.out.to_peers.append((leader.name, (pm.FORWARD, self.epoch, bodies)))
+                self.relay.propose(bodies)
             case [pm.DECISIONS, decisions]:
-                self._decisions(decisions)
+                self.relay.decided(decisions)
             case [pm.PROMOTE_ASKED, ticket, name, force]:
                 self.promotion.asked(b"", ticket, name.decode(), force)
             case [pm.ASK_CLUSTER, ticket]:
@@ -432,7 +444,7 @@ class ReplicatorCore:
             case [pm.FETCHED, _, int() as from_seq, list() as frames, int() as durable]:
                 self.following.fetched(name, from_seq, frames, durable)
             case [pm.DECIDED, _, list() as replies]:
-                self.out.to_network.append((pm.PROPOSED, replies))
+                self.relay.answered(replies)
             case [pm.PROMISE, _, int() as reign, int() as number, last, _]:
                 self.promotion.promised(
                     name, (reign, number), None if last is None else Position(*last)
@@ -506,8 +518,10 @@ class ReplicatorCore:
             case [pm.FETCH, _, int() as from_seq, int() as size]:
                 self.serving.fetch(peer, from_seq, size)
             case [pm.FORWARD, _, list() as bodies]:
-                self._forwarded(peer, name, bodies)
-            case [pm.ASK_PROMISE, _, int() as reign, int() as number]:
+                self.relay.forwarded(peer, name, bodies)
+            case [pm.ASK_PROMISE, _, int() as reign, int() as number] if (
+                0 < reign <= REIGN_MAX and 0 < number <= NODE_NUMBER_MAX
+            ):
                 self.promotion.wanted(peer, (reign, number))
             case [pm.HAND_OVER, _, int() as ticket, bool() as force]:
                 self.promotion.asked(peer, ticket, self.settings.name, force)
@@ -557,25 +571,6 @@ class ReplicatorCore:
         if known != self._reachable:
             self._reachable = known
             self.out.to_network.append((pm.PRIMARY_IS, name, address))
-
-    # Proposals
-
-    def _forwarded(self, peer: bytes, name: str, bodies: list[Any]) -> None:
-        number = self.number_of(name)
-        if not self.leads or not number:
-            self.refuse(peer, pm.FORWARD, 0, pm.PEER_NOT_PRIMARY, "it is not the primary")
-            return
-        proposals = [[number, ticket, body] for ticket, body in bodies]
-        self.out.to_network.append((pm.PROPOSALS, proposals))
-
-    def _decisions(self, decisions: list[Any]) -> None:
-        by_origin: dict[int, list[Any]] = {}
-        for origin, ticket, frame in decisions:
-            by_origin.setdefault(origin, []).append([ticket, frame])
-        for origin, replies in by_origin.items():
-            member = self.members.get(origin)
-            if member is not None:
-                self.out.answers.append((member[0].encode(), (pm.DECIDED, self.epoch, replies)))
 
     # Time
 

@@ -106,8 +106,8 @@ class Serving:
     def count(self) -> None:
         """Counts disks anew, and tells who wants to know."""
         core = self._core
-        if not core.leads:
-            return
+        if not core.leads or core.epoch is None or core.older(core.epoch):
+            return  # what it promised may have been told already: nothing more is settled in its reign
         others = [name for name in core.member_names if name != core.settings.name]
         first = core.history[-1][1]
         known = {name: acked.durable for name, acked in self._acked.items()}

@@ -30,6 +30,7 @@ _CRASH = ("tests/process/test_crash.py", "-m", "not long")
 
 _STORIES = ("tests/simulation/test_stories.py",)
 _LIVES = ("tests/simulation/test_seeds.py", "-k", "clusters_keep", "-m", "not long")
+_REPLICATORS = ("tests/unit/core/test_replicator.py", "tests/unit/core/test_promotion.py")
 _REPLICAS = ("tests/unit/core/test_replicas.py",)
 
 BUGS: tuple[Bug, ...] = (
@@ -329,7 +330,23 @@ BUGS: tuple[Bug, ...] = (
         "nun/core/serving.py",
         "        if not core.leads or epoch != core.epoch or name not in core.member_names:\n",
         "        if not core.leads or name not in core.member_names:\n",
-        _LIVES,
+        _REPLICATORS,
+    ),
+    Bug(
+        "promise-binds-once-on-disk",
+        "a node follows the old primary while the promise to a new one is being written",
+        "nun/core/replicator.py",
+        "(each for each in (self.promise, self.wished) if each is not None)",
+        "(each for each in (self.promise,) if each is not None)",
+        _REPLICATORS,
+    ),
+    Bug(
+        "settled-after-the-promise",
+        "a primary that has promised itself to another goes on counting disks",
+        "nun/core/serving.py",
+        "        if not core.leads or core.epoch is None or core.older(core.epoch):\n",
+        "        if not core.leads:\n",
+        _REPLICATORS,
     ),
     Bug(
         "outbox-forgotten-at-start",

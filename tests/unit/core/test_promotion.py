@@ -1,0 +1,277 @@
+"""Changes of primary among replicator cores: what is promised, what a candidate waits for, who is told what."""
+
+from __future__ import annotations
+
+import pytest
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.core import effects as fx
+from nun.position import Epoch, Position
+from tests.support.replicators import Cluster
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster().form()
+
+
+def test_a_planned_change_loses_nothing(cluster: Cluster) -> None:
+    position = cluster[1].decide()
+    cluster.promote(2)
+    cluster.run(3, lambda: cluster.promoted(2))
+    status, fields = cluster.promoted(2)[2], cluster.promoted(2)[4]
+    assert status == 0
+    assert fields[b"epoch"] == f"2.{cluster[2].number}.1".encode()
+    assert fields[b"at_stake"] == []
+    cluster.run(3, lambda: cluster.is_quiet(2))
+    assert cluster[2].log[position.seq - 1][0] == position
+    assert [entry for entry, _ in cluster[1].log] == [entry for entry, _ in cluster[2].log]
+
+
+def test_any_node_may_be_asked_to_promote_another(cluster: Cluster) -> None:
+    cluster[3].core.from_network([pm.PROMOTE_ASKED, 5, b"node2", False])
+    cluster.run(3, lambda: cluster.is_quiet(2))
+    assert cluster[3].told[-1][:3] == [pm.PROMOTED, 5, 0] or [pm.PROMOTED, 5, 0] in [
+        told[:3] for told in cluster[3].told
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"node9", "there is no node 'node9', only node1, node2, node3"),
+        (b"node3", "cannot be reached"),
+    ],
+)
+def test_who_cannot_be_primary(cluster: Cluster, name: bytes, message: str) -> None:
+    cluster[3].stop()
+    cluster.run(1.5)
+    cluster[2].core.from_network([pm.PROMOTE_ASKED, 5, name, False])
+    cluster.settle()
+    [(_, _, status, text, _)] = [told for told in cluster[2].told if told[0] == pm.PROMOTED]
+    assert status != 0
+    assert message in text.decode()
+
+
+def test_after_a_loss_the_candidate_gets_what_a_majority_has(cluster: Cluster) -> None:
+    """Only node3 has the last entry, and the primary that had it too is gone."""
+    cluster.loses = lambda _, receiver, what: receiver == "node2" and what[0] in (
+        pm.TOPIC_ENTRY,
+        pm.TOPIC_BEAT,
+    )
+    position = cluster[1].decide()
+    cluster.settle()
+    assert cluster[1].settled() == position.seq > cluster[2].last_seq
+    cluster[1].stop()
+    cluster.loses = lambda *_: False
+    cluster.promote(2)
+    cluster.run(3, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] == 0
+    assert cluster[2].log[position.seq - 1][0] == position
+    assert cluster[2].log[position.seq][0].epoch[:2] == (2, cluster[2].number)
+
+
+def test_without_a_majority_nothing_is_begun(cluster: Cluster) -> None:
+    cluster[1].stop()
+    cluster[3].stop()
+    cluster.promote(2)
+    cluster.run(11, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] != 0
+    assert b"no majority" in cluster.promoted(2)[3]
+    assert not cluster.primaries
+
+
+def test_force_goes_on_alone_and_says_what_is_at_stake(cluster: Cluster) -> None:
+    cluster.loses = lambda _, receiver, what: receiver == "node2" and what[0] in (
+        pm.TOPIC_ENTRY,
+        pm.TOPIC_BEAT,
+    )
+    position = cluster[1].decide()
+    cluster.run(0.3)
+    cluster[1].stop()
+    cluster[3].stop()
+    cluster.promote(2, force=True)
+    cluster.run(3, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] == 0
+    at_stake = cluster.promoted(2)[4][b"at_stake"]
+    assert f"node3 {position}".encode() in at_stake
+    assert cluster.primaries == ["node2"]
+
+
+def test_two_candidates_race_and_no_reign_has_two(cluster: Cluster) -> None:
+    cluster[2].core.from_network([pm.PROMOTE_ASKED, 77, b"node2", False])
+    cluster[3].core.from_network([pm.PROMOTE_ASKED, 77, b"node3", False])
+    cluster.run(12, lambda: cluster.promoted(2) and cluster.promoted(3))
+    began = {
+        entry.epoch for node in cluster.nodes.values() for entry, _ in node.log if entry.reign > 1
+    }
+    assert len(began) <= 1
+    assert [cluster.promoted(index)[2] for index in (2, 3)].count(0) == len(began)
+
+
+class TestPromises:
+    def ask(self, cluster: Cluster, index: int, who: str, reign: int, number: int) -> list[object]:
+        """What a node answers to a candidate's request, at once."""
+        cluster.sent.clear()
+        cluster[index].core.peer_asks(who.encode(), [pm.ASK_PROMISE, [1, 1, 1], reign, number])
+        cluster.settle()
+        return [what for sender, _, what in cluster.sent if sender == f"node{index}" and what[0] in
+                (pm.PROMISE, pm.PEER_REFUSED)]  # fmt: skip
+
+    def test_a_promise_is_on_disk_before_it_is_told(self, cluster: Cluster) -> None:
+        cluster[3].hold = {pm.KEPT}
+        assert self.ask(cluster, 3, "node2", 2, 2) == []
+        cluster[3].release()
+        cluster.settle()
+        [(_, _, told)] = cluster.messages(pm.PROMISE)
+        assert told[2:5] == [2, 2, list(cluster[3].log[-1][0])]
+        assert cluster[3].promise == (2, 2)
+
+    def test_a_promise_outlives_the_processes(self, cluster: Cluster) -> None:
+        assert self.ask(cluster, 3, "node2", 5, 2)[0][0] == pm.PROMISE  # type: ignore[index]
+        cluster[3].stop()
+        cluster[3].start_processes()
+        cluster.run(0.5)
+        [answer] = self.ask(cluster, 3, "node1", 4, 1)
+        assert answer[4] == pm.PEER_PROMISED  # type: ignore[index]
+        cluster.run(2)
+        assert cluster[3].core.following.state == "idle", (
+            "the old primary is older than the promise"
+        )
+
+    def test_no_promise_below_a_promise_or_an_epoch(self, cluster: Cluster) -> None:
+        [answer] = self.ask(cluster, 3, "node2", 1, 1)
+        assert answer[4] == pm.PEER_PROMISED  # type: ignore[index]
+        assert self.ask(cluster, 3, "node2", 3, 2)[0][0] == pm.PROMISE  # type: ignore[index]
+        [answer] = self.ask(cluster, 3, "node2", 2, 2)
+        assert answer[4] == pm.PEER_PROMISED  # type: ignore[index]
+        assert self.ask(cluster, 3, "node2", 3, 2)[0][0] == pm.PROMISE  # type: ignore[index]
+
+    @pytest.mark.parametrize(("reign", "number"), [(2**40, 2), (2, 0), (2, 5_000), (-1, 2)])
+    def test_what_no_candidate_says_is_no_promise(
+        self, cluster: Cluster, reign: int, number: int
+    ) -> None:
+        self.ask(cluster, 3, "node2", reign, number)
+        assert cluster[3].promise is None
+
+    def test_no_promise_before_the_node_knows_itself(self, cluster: Cluster) -> None:
+        cluster[3].stop()
+        cluster[3].hold = {pm.WRITER_STATE}
+        cluster[3].start_processes()
+        [answer] = self.ask(cluster, 3, "node2", 2, 2)
+        assert answer[4] == pm.PEER_BUSY  # type: ignore[index]
+
+    def test_who_promises_follows_nobody_older_while_the_disk_is_slow(
+        self, cluster: Cluster
+    ) -> None:
+        """Else it could ack entries to the old primary that the candidate does not hear of."""
+        cluster[3].hold = {pm.KEPT}
+        self.ask(cluster, 3, "node2", 2, 2)
+        cluster.run(2)
+        assert cluster[3].core.following.state == "idle"
+        before = cluster[3].last_seq
+        cluster[3].release()
+        cluster.settle()
+        position = cluster[1].decide()
+        cluster.run(1)
+        assert cluster[3].last_seq == before
+        [(_, _, told)] = cluster.messages(pm.PROMISE)
+        assert told[4][3] == before
+        acked = [what[2] for sender, _, what in cluster.messages(pm.ACK) if sender == "node3"]
+        assert position.seq not in acked
+
+    def test_a_promise_that_the_disk_refused_is_not_given_and_binds_nobody(
+        self, cluster: Cluster
+    ) -> None:
+        cluster[3].hold = {pm.KEPT}
+        self.ask(cluster, 3, "node2", 2, 2)
+        [(_, (_, ticket, _))] = cluster[3].held
+        cluster[3].held.clear()
+        cluster[3].hold = set()
+        cluster[3].core.from_writer([pm.KEPT, ticket, b"no room"])
+        cluster.run(2, lambda: cluster.is_quiet(1))
+        assert cluster.messages(pm.PROMISE) == []
+
+    def test_a_primary_that_promises_steps_down_first(self, cluster: Cluster) -> None:
+        position = cluster[1].decide()
+        cluster[1].hold = {pm.STEPPED_DOWN}
+        assert self.ask(cluster, 1, "node2", 2, 2) == []
+        assert cluster[1].promise is None
+        cluster[1].release()
+        cluster.settle()
+        [(_, _, told)] = cluster.messages(pm.PROMISE)
+        assert told[4] == list(position)
+        assert not cluster.primaries
+
+    def test_a_primary_that_was_told_to_begin_before_it_promised_settles_nothing(
+        self, cluster: Cluster
+    ) -> None:
+        cluster[1].stop()
+        cluster.run(0.3)
+        cluster[1].start_processes()
+        cluster[1].hold = {pm.NODE_STATE}
+        cluster.run(0.1)
+        cluster[1].release()
+        cluster[1].hold = {pm.NODE_STATE}
+        cluster.run(3, lambda: cluster[1].role == pm.ROLE_PRIMARY)  # it has begun, and not said so
+        self.ask(cluster, 1, "node2", 2, 2)
+        seq = cluster[1].last_seq
+        cluster[1].release()  # the news is late: the promise stands
+        epoch = list(cluster[1].epoch)
+        cluster[1].core.peer_asks(b"node3", [pm.ACK, epoch, seq, seq])
+        assert cluster[1].settled() == 0
+        cluster.run(1)
+        assert not cluster.primaries
+
+    def test_a_candidate_that_promises_another_gives_up(self, cluster: Cluster) -> None:
+        cluster.part(1, 2)
+        cluster.part(2, 3)
+        cluster.promote(2)
+        cluster.run(0.3)
+        assert cluster[2].core.promotion.running
+        self.ask(cluster, 2, "node3", 3, 3)
+        assert not cluster[2].core.promotion.running
+        assert cluster.promoted(2)[2] != 0
+        cluster.apart.clear()
+
+
+def test_a_candidate_waits_for_its_own_disk(cluster: Cluster) -> None:
+    cluster[2].hold = {m.DURABLE}
+    cluster[1].decide()
+    cluster.settle()
+    cluster.promote(2)
+    cluster.run(1)
+    assert not cluster.primaries
+    cluster[2].release()
+    cluster.run(3, lambda: cluster.is_quiet(2))
+
+
+def test_a_candidate_that_is_far_behind_waits_before_it_stops_the_primary(cluster: Cluster) -> None:
+    cluster.loses = lambda _, receiver, what: receiver == "node2" and what[0] in (
+        pm.TOPIC_ENTRY,
+        pm.FETCHED,
+    )
+    for _ in range(1_500):
+        cluster[1].decide()
+    cluster.run(0.3)
+    cluster.promote(2)
+    cluster.run(0.5)
+    assert cluster.primaries == ["node1"]
+    cluster.loses = lambda *_: False
+    cluster.run(3, lambda: cluster.is_quiet(2))
+
+
+def test_an_entry_of_the_old_reign_is_not_acked_after_the_promise(cluster: Cluster) -> None:
+    """P5: a promised node decides and acks nothing older, whatever still comes."""
+    cluster.part(1, 2)
+    cluster[3].core.peer_asks(b"node2", [pm.ASK_PROMISE, [1, 1, 1], 2, 2])
+    cluster.settle()
+    frame = fx.encode_entry(Position(1, 1, 1, cluster[3].last_seq + 1), [])
+    cluster[3].core.stream_received(pm.TOPIC_ENTRY, frame)
+    cluster[3].core.from_peer("node1", [pm.GO, [1, 1, 1], cluster[3].last_seq + 1, 1])
+    out = cluster[3].core.take_output()
+    assert out.deliver == []
+    assert [what for _, what in out.to_peers if what[0] == pm.ACK] == []
+    assert cluster[3].core.promise is not None
+    assert Epoch(1, 1, 1)[:2] < cluster[3].core.promise
