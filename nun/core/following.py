@@ -283,7 +283,10 @@ class Following:
         self._exists(durable)
         for frame in frames:
             kind, position, _ = fx.decode_head(frame)
+            last = self._core.last
             if kind == fx.ENTRY and position.seq == self._core.last_seq + 1:
+                if last is not None and position < last:
+                    raise ValueError("an epoch that is older than the one before it")
                 self._hand_down(position, frame)
         self._hand_down_held()
         if self._up_to is None and self._core.last_seq >= self.known_seq:

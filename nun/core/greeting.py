@@ -68,9 +68,11 @@ class Greetings:
                 (name, (pm.GREET, self._core.epoch, self._core.unix_us, *about))
             )
 
-    def greeted_by(self, routing_id: bytes, name: str, told: tuple[Any, ...]) -> None:
+    def greeted_by(
+        self, routing_id: bytes, name: str, epoch: Any, t1: int, protocol: int, about: list[Any]
+    ) -> None:
+        """Another node greets. Raises ValueError or TypeError on what is no greeting."""
         peer = self._core.peers.get(name)
-        epoch, t1, protocol, cluster_id, *rest = told
         if peer is None:
             text = f"{name!r} is not in its configuration"
             self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_CLUSTER, text)
@@ -79,28 +81,35 @@ class Greetings:
             text = f"it speaks version {pm.PEER_PROTOCOL_VERSION} of the protocol between nodes, not {protocol}"
             self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_PROTOCOL, text)
             return
-        if cluster_id and self._core.cluster_id and cluster_id != self._core.cluster_id:
-            text = f"it is of cluster {self._core.cluster_id.hex()}, not {bytes(cluster_id).hex()}"
+        if self.heard(peer, epoch, about):
+            stamps = (t1, self._core.unix_us, self._core.unix_us)
+            self._core.out.answers.append(
+                (routing_id, (pm.GREETED, self._core.epoch, *stamps, *self._about()))
+            )
+        elif self._strange(about[0]):
+            text = f"it is of cluster {self._core.cluster_id.hex()}, not {about[0].hex()}"
             self._core.refuse(routing_id, pm.GREET, 0, pm.PEER_WRONG_CLUSTER, text)
-            return
-        stamps = (t1, self._core.unix_us, self._core.unix_us)
-        self._core.out.answers.append(
-            (routing_id, (pm.GREETED, self._core.epoch, *stamps, *self._about()))
-        )
-        self.heard(peer, epoch, protocol, cluster_id, *rest)
 
-    def heard(
-        self, peer: Peer, epoch: Any, protocol: Any, cluster_id: bytes, told: bytes, number: int, directory: bytes,
-        start: int, state: dict[bytes, Any],
-    ) -> None:  # fmt: skip
-        if protocol != pm.PEER_PROTOCOL_VERSION or told.decode() != peer.name:
-            return
-        if cluster_id and self._core.cluster_id and cluster_id != self._core.cluster_id:
+    def _strange(self, cluster_id: bytes) -> bool:
+        own = self._core.cluster_id
+        return bool(cluster_id and own) and cluster_id != own
+
+    def heard(self, peer: Peer, epoch: Any, about: list[Any]) -> bool:
+        """What a peer says of itself; whether it is one of ours. Raises ValueError or TypeError on anything else."""
+        match about:
+            case [bytes() as cluster_id, bytes() as told, int() as number, bytes() as directory, int() as start,
+                  dict() as state]:  # fmt: skip
+                pass
+            case _:
+                raise ValueError("expected [cluster id, name, number, directory id, start, state]")
+        if told.decode() != peer.name or len(cluster_id) not in (0, 16):
+            raise ValueError("it is not the peer that was asked")
+        if self._strange(cluster_id):
             problem = f"it is of another cluster, {cluster_id.hex()}"
             if peer.problem != problem:
                 peer.problem = problem
                 self._core.note("peer_of_another_cluster", level="error", peer=peer.name)
-            return
+            return False
         peer.take_state(epoch, state)
         peer.problem = None
         peer.cluster_id, peer.number, peer.directory, peer.start = (
@@ -111,3 +120,4 @@ class Greetings:
         )
         peer.heard_ns = self._core.now_ns
         self._core.coordinator.decide()
+        return True

@@ -36,11 +36,33 @@ class Fence:
         return position.epoch >= self.epoch or position.seq < self.first_seq
 
 
+def _counts(plain: Any) -> Any:
+    if not all(type(part) is int and 0 <= part < 2**63 for part in plain):
+        raise ValueError("expected numbers from 0 up")
+    return plain
+
+
+def epoch_from(plain: Any) -> Epoch:
+    """An epoch as it comes in a message. Raises ValueError or TypeError."""
+    return Epoch(*_counts(plain))
+
+
+def position_from(plain: Any) -> Position | None:
+    """A position as it comes in a message; nil is none. Raises ValueError or TypeError."""
+    return None if plain is None else Position(*_counts(plain))
+
+
+def promise_from(plain: Any) -> tuple[int, int]:
+    """A promise as it comes in a message. Raises ValueError or TypeError."""
+    reign, number = _counts(plain)
+    return reign, number
+
+
 def history_from(plain: Any) -> list[Began]:
     """A history as it comes in a message. Raises ValueError or TypeError."""
-    found = [(Epoch(reign, node, start), first) for reign, node, start, first in plain]
-    if any(type(part) is not int for epoch, first in found for part in (*epoch, first)):
-        raise ValueError("a history is of integers")
+    found = [
+        (Epoch(reign, node, start), first) for reign, node, start, first in map(_counts, plain)
+    ]
     if found != sorted(found, key=lambda began: (began[1], began[0])):
         raise ValueError("a history is in order")
     return found

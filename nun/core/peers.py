@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nun import peer_messages as pm
+from nun.core.history import epoch_from, position_from, promise_from
 from nun.core.offsets import Offsets
 from nun.position import Epoch, Position
 
@@ -58,23 +59,23 @@ class Peer:
         return self.role == pm.ROLE_PRIMARY and self.epoch is not None
 
     def take_state(self, epoch: Any, state: dict[bytes, Any]) -> None:
-        """What it says of itself. Raises ValueError, TypeError or KeyError on what is no state."""
-        role = state[b"role"]
-        if role not in pm.ROLE_NAMES:
-            raise ValueError(f"role {role!r}")
-        last = state[b"last"]
-        promise = state[b"promise"]
-        self.epoch = None if epoch is None else Epoch(*map(int, epoch))
-        self.last = None if last is None else Position(*map(int, last))
-        self.promise = None if promise is None else (int(promise[0]), int(promise[1]))
-        self.role = role
-        self.durable = int(state[b"durable"])
-        self.settled = int(state[b"settled"])
-        self.publish = state[b"publish"].decode()
-        self.client = state[b"client"].decode()
-        self.version = state[b"version"].decode()
-        primary = state[b"primary"]
-        self.primary = None if primary is None else primary.decode()
+        """What it says of itself. Raises ValueError or TypeError on what is no state; nothing has changed then."""
+        match state:
+            case {
+                b"role": int() as role, b"last": last, b"promise": promise, b"durable": int() as durable,
+                b"settled": int() as settled, b"publish": bytes() as publish, b"client": bytes() as client,
+                b"version": bytes() as version, b"primary": (None | bytes()) as primary,
+            } if role in pm.ROLE_NAMES:  # fmt: skip
+                texts = (publish.decode(), client.decode(), version.decode())
+                name = None if primary is None else primary.decode()
+                known = None if epoch is None else epoch_from(epoch)
+                newest = position_from(last)
+                given = None if promise is None else promise_from(promise)
+            case _:
+                raise ValueError("expected what a node says of itself")
+        self.role, self.durable, self.settled = role, durable, settled
+        self.publish, self.client, self.version = texts
+        self.primary, self.epoch, self.last, self.promise = name, known, newest, given
 
 
 def highest_reign(peers: Iterable[Peer]) -> int:

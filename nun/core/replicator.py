@@ -28,7 +28,7 @@ from nun.core.coordinator import Coordinator
 from nun.core.filling import Filling
 from nun.core.following import Following
 from nun.core.greeting import Greetings
-from nun.core.history import Began, history_from
+from nun.core.history import Began, epoch_from, history_from, position_from
 from nun.core.peers import Peer
 from nun.core.promotion import Promotion
 from nun.core.relay import Relay
@@ -38,6 +38,7 @@ from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES, NODE_NUMBER_MAX, RE
 from nun.position import Epoch, Position
 
 _AGAIN_NS: Final = 500_000_000
+_STAMP_OLD_US: Final = 10_000_000  # an answer to a greeting that is older tells nothing of clocks
 _BAD: Final = (
     ValueError,
     TypeError,
@@ -429,16 +430,22 @@ class ReplicatorCore:
     def _answer_of(self, peer: Peer, message: Sequence[Any]) -> None:
         name = peer.name
         match message:
-            case [pm.GREETED, epoch, int() as t1, int() as t2, int() as t3, protocol, cluster_id, told, number,
-                  directory, start, state]:  # fmt: skip
-                peer.offsets.add(t1, t2, t3, self.unix_us)
-                self.greetings.heard(
-                    peer, epoch, protocol, cluster_id, told, number, directory, start, state
-                )
+            case [
+                pm.GREETED,
+                epoch,
+                int() as t1,
+                int() as t2,
+                int() as t3,
+                pm.PEER_PROTOCOL_VERSION,
+                *about,
+            ]:
+                if 0 <= self.unix_us - t1 < _STAMP_OLD_US:
+                    peer.offsets.add(t1, t2, t3, self.unix_us)
+                self.greetings.heard(peer, epoch, about)
             case [pm.GO, epoch, int() as next_seq, int() as first_seq]:
-                self.following.go(name, Epoch(*epoch), next_seq, first_seq)
+                self.following.go(name, epoch_from(epoch), next_seq, first_seq)
             case [pm.CUT_BACK, epoch, int() as common]:
-                self.following.cut_back(name, Epoch(*epoch), common)
+                self.following.cut_back(name, epoch_from(epoch), common)
             case [pm.COPY_FIRST, _]:
                 self.following.copy_first(name)
             case [pm.FETCHED, _, int() as from_seq, list() as frames, int() as durable]:
@@ -446,12 +453,17 @@ class ReplicatorCore:
             case [pm.DECIDED, _, list() as replies]:
                 self.relay.answered(replies)
             case [pm.PROMISE, _, int() as reign, int() as number, last, _]:
-                self.promotion.promised(
-                    name, (reign, number), None if last is None else Position(*last)
-                )
+                self.promotion.promised(name, (reign, number), position_from(last))
             case [pm.JOINED, _, bytes() as cluster_id, int() as number]:
                 self.coordinator.joined(cluster_id, number)
-            case [pm.HANDED_OVER, _, int() as ticket, status, text, fields]:
+            case [
+                pm.HANDED_OVER,
+                _,
+                int() as ticket,
+                int() as status,
+                bytes() as text,
+                dict() as fields,
+            ]:
                 self.out.to_network.append((pm.PROMOTED, ticket, status, text, fields))
             case [pm.COPY_FILES, _, bytes() as copy_id, bytes() as cluster_id, list() as files]:
                 self.filling.files(name, copy_id, cluster_id, files)
@@ -481,27 +493,8 @@ class ReplicatorCore:
 
     def _question(self, peer: bytes, name: str, message: Sequence[Any]) -> None:
         match message:
-            case [
-                pm.GREET, epoch, int() as t1, protocol, cluster_id, told, number, directory, start, state
-            ]:  # fmt: skip
-                self.greetings.greeted_by(
-                    peer,
-                    name,
-                    (epoch, t1, protocol, cluster_id, told, number, directory, start, state),
-                )
-            case [
-                pm.JOIN,
-                _,
-                bytes() as told,
-                bytes() as directory,
-                int() as start,
-                int() as number,
-            ]:
-                if not self.leads:
-                    self.refuse(peer, pm.JOIN, 0, pm.PEER_NOT_PRIMARY, "it is not the primary")
-                elif told.decode() in self.peers:
-                    self._joining[told.decode()] = peer
-                    self.out.to_network.append((pm.ADMIT, told, directory, start, number))
+            case [pm.GREET, epoch, int() as t1, int() as protocol, *about]:
+                self.greetings.greeted_by(peer, name, epoch, t1, protocol, about)
             case _ if name not in self.peers:
                 self.refuse(
                     peer,
@@ -510,11 +503,18 @@ class ReplicatorCore:
                     pm.PEER_WRONG_CLUSTER,
                     f"{name!r} is not in its configuration",
                 )
+            case [pm.JOIN, _, bytes() as told, bytes() as directory, int() as start, int() as number] if (
+                told == peer and len(directory) == 16 and 0 <= start < 2**32 and 0 <= number <= NODE_NUMBER_MAX
+            ):  # fmt: skip
+                if self.leads:
+                    self._joining[name] = peer
+                    self.out.to_network.append((pm.ADMIT, told, directory, start, number))
+                else:
+                    self.refuse(peer, pm.JOIN, 0, pm.PEER_NOT_PRIMARY, "it is not the primary")
             case [pm.STAND, _, last, history, int() as floor]:
-                position = None if last is None else Position(*last)
-                self.serving.stands(peer, name, position, history_from(history), floor)
+                self.serving.stands(peer, name, position_from(last), history_from(history), floor)
             case [pm.ACK, epoch, int() as durable, int() as applied]:
-                self.serving.ack(name, Epoch(*epoch), durable, applied)
+                self.serving.ack(name, epoch_from(epoch), durable, applied)
             case [pm.FETCH, _, int() as from_seq, int() as size]:
                 self.serving.fetch(peer, from_seq, size)
             case [pm.FORWARD, _, list() as bodies]:

@@ -136,3 +136,28 @@ def test_codes_and_roles_between_nodes() -> None:
         assert f"{number} {name}" in NODES_TEXT
     assert f"`{peer_messages.TOPIC_ENTRY.decode()}`" in NODES_TEXT
     assert f"`{peer_messages.TOPIC_BEAT.decode()}`" in NODES_TEXT
+
+
+def layout(number: int, text: str) -> str:
+    """The array that begins with a message's number, as it stands in a text; spaces do not count."""
+    at = text.index(f"[{number}")
+    depth = 0
+    for end, character in enumerate(text[at:], at):
+        depth += (character in "[{") - (character in "]}")
+        if not depth:
+            return re.sub(r"\s+", "", text[at : end + 1])
+    raise AssertionError(f"{number}: its array has no end")
+
+
+def test_the_layouts_between_nodes_are_those_of_the_code() -> None:
+    source = (ROOT / "nun" / "peer_messages.py").read_text()
+    parts = re.split(r"^(?=[A-Z_]+: Final = \(?\s*\d)", source, flags=re.M)
+    coded = {}
+    for part in parts[1:]:
+        name, number = re.match(r"(\w+): Final = \(?\s*(\d+)", part).groups()  # type: ignore[union-attr]
+        if int(number) >= peer_messages.REPLICATOR_UP:
+            coded[name] = layout(int(number), re.sub(r"\n?#", " ", part))
+    documented = {
+        name: layout(int(number), rest) for number, name, rest in _ROW.findall(NODES_TEXT)
+    }
+    assert documented == coded
