@@ -158,11 +158,16 @@ class Keeping:
             self._writer.tell_recovered(self._identity)
 
     def _cut(self, common: int, epoch: Epoch) -> None:
-        """Client writes above the common entry go to the outbox, and only then from the log (P1)."""
+        """Client writes above the common entry go to the outbox, and only then from the log (P1).
+
+        What was handed down above it and has not come to the disk is forgotten with this process.
+        """
         writer = self._writer
         writer.commit.fence.set(epoch, common + 1)
         last_seq = writer.make_durable()
         writer.loop.forget(writer.stream)
+        if last_seq <= common:
+            return
         disk = writer.directory.disk
         reader = LogReader(disk)
         found = read_state(disk)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from nun.codec import pack, unpack
@@ -24,7 +23,7 @@ from nun.errors import DamagedFile, StorageError
 from storage import layout
 from storage import segment as seg
 from storage.base import read_base, sides
-from storage.disk import Disk, RealDisk
+from storage.disk import Disk, FolderDisk
 from storage.manifest import STATE
 
 FOLDER: Final = "copy"
@@ -126,8 +125,7 @@ def end(disk: Disk) -> None:
         found = len(disk.view(place)) if disk.exists(place) else -1
         if found != size:
             raise DamagedFile(place, max(found, 0), f"expected {size} bytes")
-    if isinstance(disk, RealDisk):
-        read_base(RealDisk(Path(disk.root) / FOLDER))
+    read_base(FolderDisk(disk, FOLDER))
     disk.sync_names(FOLDER)
     disk.rename(PLAN, READY)
     disk.sync_names(FOLDER)

@@ -68,6 +68,39 @@ class Disk(Protocol):
     def free_bytes(self) -> int: ...
 
 
+class FolderDisk:
+    """One folder of a disk as a disk of its own; it has no folders."""
+
+    def __init__(self, disk: Disk, folder: str) -> None:
+        self._disk = disk
+        self._folder = folder
+
+    def names(self, folder: str = "") -> list[str]:
+        return [] if folder else self._disk.names(self._folder)
+
+    def exists(self, name: str) -> bool:
+        return self._disk.exists(f"{self._folder}/{name}")
+
+    def open(self, name: str, *, create: bool = False) -> File:
+        return self._disk.open(f"{self._folder}/{name}", create=create)
+
+    def view(self, name: str) -> bytes | mmap.mmap:
+        return self._disk.view(f"{self._folder}/{name}")
+
+    def rename(self, old: str, new: str) -> None:
+        self._disk.rename(f"{self._folder}/{old}", f"{self._folder}/{new}")
+
+    def remove(self, name: str) -> None:
+        self._disk.remove(f"{self._folder}/{name}")
+
+    def sync_names(self, folder: str = "") -> None:
+        assert not folder, "it has no folders"
+        self._disk.sync_names(self._folder)
+
+    def free_bytes(self) -> int:
+        return self._disk.free_bytes()
+
+
 class RealFile:
     """A file of the operating system."""
 

@@ -8,6 +8,9 @@ before it is told. Since a majority holds whatever is settled, and the candidate
 among a majority, nothing that is settled is ever cut. `force` goes on with the promises that can be had and says what
 may be lost: the one exception.
 
+A candidate that fails leaves promises behind, and who gave one follows the old primary no more; a primary that gave one
+rules no more. So the last primary, once it sees that for long, begins a new reign above them, in the same way.
+
 I1  A node gives a promise only if it is above every promise it gave and every epoch it knows (P5).
 I2  A primary that gives one decides nothing more before that, and tells its last position only when it is durable.
 I3  A reign begins only on top of everything that was promised to be there.
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from nun import peer_messages as pm
 from nun.core.history import plain_history
-from nun.core.peers import highest_reign
+from nun.core.peers import Peer, highest_reign
 from nun.errors import BadRequest, NodeFault, Overloaded, RequestError, to_wire
 from nun.position import Epoch, Position
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 Promise = tuple[int, int]  # (reign, number of the candidate)
 
 PATIENCE_NS: Final = 10_000_000_000
+RENEW_NS: Final = PATIENCE_NS + 1_000_000_000  # whoever asked for a promise has begun, or given up
 FORCE_NS: Final = 1_000_000_000
 NEAR_ENTRIES: Final = 1_000
 _ASK_AGAIN_NS: Final = 200_000_000
@@ -39,7 +43,7 @@ class Promotion:
 
     def __init__(self, core: ReplicatorCore) -> None:
         self._core = core
-        self._stage = ""  # "", "near", "own promise", "promises", "fetch", "begin"
+        self._stage = ""  # "", "step down", "near", "own promise", "promises", "fetch", "begin"
         self._ticket: tuple[bytes, int] | None = (
             None  # who asked: routing id or b"" for our clients
         )
@@ -50,6 +54,10 @@ class Promotion:
         self._promises_from_ns = 0
         self._target_seq = 0
         self._asked_ns = 0
+        self._outbid_ns: int | None = (
+            None  # since when a member is bound to a reign above this primary's
+        )
+        self._renewing = False  # this node was primary until it promised itself to a higher reign
         self._giving: tuple[bytes, Promise] | None = None  # to whom, while stepping down or writing
 
     @property
@@ -78,7 +86,7 @@ class Promotion:
                 )
             else:
                 core.out.to_peers.append((name, (pm.HAND_OVER, core.epoch, ticket, force)))
-        elif core.leads:
+        elif core.leads and not self._outbid():
             self._answer(origin, ticket, None)
         elif self._stage:
             self._answer(
@@ -92,11 +100,65 @@ class Promotion:
             self._answer(origin, ticket, BadRequest("this node does not hold the data yet"))
         else:
             self._ticket = (origin, ticket)
-            self._force = force
+            self._begin(force)
+
+    def _begin(self, force: bool) -> None:
+        core = self._core
+        self._force = force
+        self._since_ns = core.now_ns
+        core.note("candidate", force=force)
+        if core.leads:
+            self._stage = "step down"
+            core.step_down()
+        else:
             self._stage = "near"
-            self._since_ns = core.now_ns
-            core.note("candidate", force=force)
             self._near()
+
+    def _outbid(self) -> bool:
+        """Whether a member that is there has promised itself to a reign above that of this primary."""
+        core = self._core
+        return core.epoch is not None and any(
+            peer.promise is not None and peer.promise > core.epoch[:2]
+            for peer in self._members_there()
+        )
+
+    def _members_there(self) -> list[Peer]:
+        core = self._core
+        names = core.member_names
+        return [
+            peer
+            for peer in core.peers.values()
+            if peer.name in names and peer.is_there(core.now_ns)
+        ]
+
+    def _renew(self) -> None:
+        """A stale promise binds a member, or this primary itself: this same node begins a reign above it.
+
+        Not unless a majority is there, and none of it knows a later reign: else promises would only pile up.
+        """
+        core = self._core
+        there = self._members_there()
+        unable = (
+            core.stepping_down
+            or len(there) + 1 <= len(core.member_names) // 2
+            or any(
+                peer.epoch is not None and peer.epoch[:2] > core.epoch[:2]
+                for peer in there
+                if core.epoch
+            )
+            or core.following.state in ("cutting", "filling")
+        )
+        wanted = self._outbid() if core.leads else self._renewing
+        if core.leader is not None:
+            self._renewing = False
+        if unable or not wanted or core.leader is not None:
+            self._outbid_ns = None
+        elif self._outbid_ns is None:
+            self._outbid_ns = core.now_ns
+        elif core.now_ns - self._outbid_ns > RENEW_NS:
+            self._outbid_ns = None
+            self._renewing = True
+            self._begin(False)
 
     def _answer(self, origin: bytes, ticket: int, error: RequestError | None) -> None:
         core = self._core
@@ -129,8 +191,9 @@ class Promotion:
     def failed(self, why: str) -> None:
         """The candidature is over."""
         core = self._core
-        if self._stage and self._ticket is not None:
+        if self._stage:
             core.note("promotion_failed", reason=why, stage=self._stage)
+        if self._stage and self._ticket is not None:
             self._answer(*self._ticket, NodeFault(f"it did not become primary: {why}"))
         self._stage = ""
         self._ticket = None
@@ -236,9 +299,11 @@ class Promotion:
 
     def began(self, epoch: Epoch) -> None:
         """This node's network process has begun an epoch."""
-        if self._stage == "begin" and self._ticket is not None and epoch[:2] == self._promise:
+        self._renewing = False
+        if self._stage == "begin" and epoch[:2] == self._promise:
             self._stage = ""
-            self._answer(*self._ticket, None)
+            if self._ticket is not None:
+                self._answer(*self._ticket, None)
             self._ticket = None
 
     # Promises given
@@ -265,10 +330,11 @@ class Promotion:
         else:
             if self._stage:
                 self.failed("another candidate has a higher promise")
+            self._renewing = self._renewing or core.leads
             self._giving = (peer, promise)
             core.note("promises", reign=promise[0], candidate=promise[1])
             core.following.stop()
-            if core.leads:
+            if core.leads or core.stepping_down:
                 core.step_down()
             else:
                 self.stepped_down()
@@ -278,6 +344,9 @@ class Promotion:
         core = self._core
         if self._giving is not None:
             core.keep_promise(self._giving[1], self._kept)
+        elif self._stage == "step down":
+            self._stage = "near"
+            self._near()
 
     def _kept(self, error: str | None) -> None:
         giving, self._giving = self._giving, None
@@ -299,8 +368,8 @@ class Promotion:
         """Asks again, gives up."""
         core = self._core
         if not self._stage:
-            return
-        if core.now_ns - self._since_ns > PATIENCE_NS:
+            self._renew()
+        elif core.now_ns - self._since_ns > PATIENCE_NS:
             given = ", ".join(self._promised) or "nobody"
             self.failed(f"no majority within {PATIENCE_NS // 10**9} s; promised by {given}")
         elif self._stage == "near":

@@ -35,6 +35,8 @@ FOUND = {
     270: "a candidate went on to reign below an epoch that it had fetched",
     419: "a promise was given before the node knew what it had promised",
     534: "an order to be primary that came too late parted memory from disk",
+    9086: "a cut above what had come to the disk was taken for impossible",
+    9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 
 

@@ -275,3 +275,74 @@ def test_an_entry_of_the_old_reign_is_not_acked_after_the_promise(cluster: Clust
     assert [what for _, what in out.to_peers if what[0] == pm.ACK] == []
     assert cluster[3].core.promise is not None
     assert Epoch(1, 1, 1)[:2] < cluster[3].core.promise
+
+
+class TestStalePromises:
+    """A candidate asked for promises and is never heard of again."""
+
+    def ask(self, cluster: Cluster, index: int, reign: int) -> None:
+        ask = [pm.ASK_PROMISE, [1, 1, 1], reign, cluster[2].number]
+        cluster[index].core.peer_asks(b"node2", ask)
+        cluster.settle()
+
+    def test_the_primary_begins_a_reign_above_a_promise_that_binds_a_replica(
+        self, cluster: Cluster
+    ) -> None:
+        self.ask(cluster, 3, 5)
+        cluster[1].decide()
+        cluster.run(5)
+        assert cluster[3].core.following.state == "idle"
+        assert cluster.primaries == ["node1"]
+        cluster.run(10, lambda: cluster.is_quiet(1))
+        assert cluster[1].epoch[:2] == (6, 1)
+        assert [node.restarts for node in cluster.nodes.values()] == [[], [], []]
+
+    def test_a_primary_that_promised_begins_again_when_nobody_else_does(
+        self, cluster: Cluster
+    ) -> None:
+        self.ask(cluster, 1, 5)
+        cluster.run(5)
+        assert not cluster.primaries
+        cluster.run(10, lambda: cluster.is_quiet(1))
+        assert cluster[1].epoch[:2] == (6, 1)
+
+    def test_an_operator_need_not_wait(self, cluster: Cluster) -> None:
+        self.ask(cluster, 3, 5)
+        cluster.run(0.5)
+        cluster.promote(1)
+        cluster.run(1, lambda: cluster.promoted(1))
+        assert cluster.promoted(1)[2] == 0
+        cluster.run(1, lambda: cluster.is_quiet(1))
+
+    def test_nothing_is_begun_without_a_majority(self, cluster: Cluster) -> None:
+        self.ask(cluster, 1, 5)
+        cluster[2].stop()
+        cluster[3].stop()
+        cluster.run(30)
+        assert cluster[1].promise == (5, cluster[2].number)
+        cluster[3].start_processes()
+        cluster.run(20, lambda: cluster.is_quiet(1))
+
+    def test_an_old_primary_does_not_get_in_the_way_of_the_new_one(self, cluster: Cluster) -> None:
+        """It gave its promise, and sees a member that follows the new primary, but not that one."""
+        cluster.promote(2)
+        cluster.run(3, lambda: cluster.is_quiet(2))
+        cluster.part(1, 2)
+        cluster.run(30)
+        assert cluster.primaries == ["node2"]
+        assert cluster[1].promise == cluster[2].epoch[:2]
+
+
+def test_a_second_candidate_is_told_no_sooner_than_all_is_durable(cluster: Cluster) -> None:
+    cluster[1].hold = {m.DURABLE, pm.STEPPED_DOWN}
+    position = cluster[1].decide()
+    cluster.settle()
+    for name, number, reign in ((b"node2", cluster[2].number, 2), (b"node3", cluster[3].number, 3)):
+        cluster[1].core.peer_asks(name, [pm.ASK_PROMISE, [1, 1, 1], reign, number])
+        cluster.settle()
+    assert cluster.messages(pm.PROMISE) == []
+    cluster[1].release()
+    cluster.settle()
+    [(_, receiver, told)] = cluster.messages(pm.PROMISE)
+    assert receiver == "node3"
+    assert told[4] == list(position)
