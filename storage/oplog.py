@@ -369,7 +369,8 @@ class Oplog:
             segment = self._segments[-1]
             if self._file is None:
                 self._file = self._disk.open(segment.name)
-            data = self._file.read(0, segment.end)
+            # Its end is not known where recovery looked at no more than its first record.
+            data = self._file.read(0, segment.size)
             end, last = seg.HEADER_BYTES, None
             while (head := seg.head_at(data, end, segment.header)) is not None:
                 if not head.is_mark and head.position.seq > seq:

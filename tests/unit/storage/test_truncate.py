@@ -53,6 +53,21 @@ def test_the_log_ends_at_the_cut_and_goes_on_from_there(cut: int) -> None:
     assert not again.torn_bytes
 
 
+@pytest.mark.parametrize("cut", range(LAST + 1))
+def test_a_segment_that_recovery_passed_over_is_cut_as_any_other(cut: int) -> None:
+    disk = SimDisk()
+    a_log(disk)
+    disk = disk.kill()
+    log = Oplog.open(disk, SEGMENT, 10**6, check_from_seq=LAST)
+    log.truncate_after(cut)
+    log.append([entry(cut + 1, epoch=2)])
+    log.sync()
+    assert content(disk) == [
+        *(entry(seq)[1] for seq in range(1, cut + 1)),
+        entry(cut + 1, epoch=2)[1],
+    ]
+
+
 @pytest.mark.parametrize("how", ["done", "not_done", "torn"])
 @pytest.mark.parametrize("cut", [0, 3, 9, 13])
 def test_a_crash_at_every_call_leaves_a_log_that_ends_between(how: How, cut: int) -> None:
