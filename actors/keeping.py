@@ -17,7 +17,7 @@ from nun.codec import pack, unpack
 from nun.core.outbox import items_of_entries
 from nun.core.state import NodeState
 from nun.errors import StorageError
-from nun.position import Epoch
+from nun.position import NOTHING, Epoch, Position
 from storage import copying
 from storage.directory import Identity
 from storage.manifest import read_state
@@ -176,7 +176,9 @@ class Keeping:
         for position, effects in entries(reader, files_seq + 1, last_seq):
             state.apply(position, effects)
         names = {number: info.name for number, info in state.databases.items()}
-        items = items_of_entries(entries(reader, common + 1, last_seq), names)
+        epoch_there = state.epoch_of(common)
+        end = NOTHING if epoch_there is None else Position.at(epoch_there, common)
+        items = items_of_entries(entries(reader, common + 1, last_seq), names, end)
         self.outbox.add(items)
         writer.oplog.truncate_after(common)
         writer.log.warning("cut", common=common, last=last_seq, proposed_again=len(items))

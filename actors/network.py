@@ -30,14 +30,16 @@ from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.network import NetworkCore, Output
+from nun.core.repeats import Held, first_unseen
 from nun.core.settings import Settings
+from nun.core.state import NodeState
 from nun.errors import Compacted, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
 from nun.position import Position
 from storage.disk import RealDisk
 from storage.oplog import LogReader
 from storage.outbox import read_outbox
-from storage.recovery import load
+from storage.recovery import entries, load
 
 BEAT_S: Final = 0.1
 WATCHED_BEAT_S: Final = 0.02  # while somebody is suspected of a flood
@@ -96,7 +98,7 @@ class Network:
         try:
             disk = RealDisk(self.config.node.data_dir)
             loaded = load(disk, self.reader)
-            outbox = read_outbox(disk)
+            held = self.held(read_outbox(disk), loaded.state)
         except StorageError as error:
             self.child.fail(str(error), 3)
             return
@@ -130,7 +132,7 @@ class Network:
             loaded.tables,
             _random,
             time.monotonic_ns(),
-            outbox,
+            held,
         )
         gc.collect()
         gc.freeze()
@@ -143,6 +145,20 @@ class Network:
             seconds=round(time.monotonic() - began, 3),
         )
         self.join()
+
+    def held(self, outbox: tuple[int, list[tuple[int, bytes]]], state: NodeState) -> Held:
+        """The outbox, and which of its requests the log from where they were made on has decided."""
+        following, items = outbox
+        last = 0 if state.position is None else state.position.seq
+        reaches = self.reader.first_seq() - 1
+        seen_from = max(first_unseen(items, state), reaches if reaches >= 0 else last)
+        decided = {
+            (effect[1], effect[2])
+            for _, effects in entries(self.reader, seen_from + 1, last)
+            for effect in effects
+            if effect[0] == fx.OUTCOME
+        }
+        return Held(following, items, seen_from, frozenset(decided))
 
     def subscriptions_readable(self) -> bool:
         """A subscription on the op stream: from here on its subscriber gets what is sent."""

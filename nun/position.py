@@ -7,7 +7,7 @@ order. The text form is `reign.node.start:seq`, as in `1.1.3:42`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _TEXT = re.compile(r"(\d{1,10})\.(\d{1,4})\.(\d{1,10}):(\d{1,19})\Z", re.ASCII)
 
@@ -49,3 +49,7 @@ class Position(NamedTuple):
         if match is None:
             raise ValueError(f"{text!r} is not a position such as '1.1.3:42'")
         return cls(*(int(part) for part in match.groups()))
+
+
+NOTHING: Final = Position(0, 0, 0, 0)
+"""Before the first entry."""

@@ -186,7 +186,7 @@ class AdminRequests:
         self._secret(session, number, ("check", secret, stored), checked)
 
     def _grant(self, session: Session, number: int, info: DatabaseInfo, user: bytes) -> None:
-        rights = self._core.rights_of(info.number, user, session.admin)
+        rights = self._core.rights.of(info.number, user, session.admin)
         session.grants[info.number] = (user, rights)
         waits_for = self._stream.newest()
         self._core.reply(session, number, [info.number, info.options], waits_for=waits_for)
@@ -325,7 +325,7 @@ class AdminRequests:
         if not self._remove(info.number, USER_PREFIX + user):
             raise BadRequest(f"there is no user {user.decode()!r} in database {info.name!r}")
         self._remove(info.number, PERMISSION_PREFIX + user)
-        self._core.refresh_rights(info.number, user)
+        self._core.rights.refresh(info.number, user)
         self.revoke(info.number, user)
         self._done(session, number, floor, info.number)
 
@@ -348,7 +348,7 @@ class AdminRequests:
         if self._repeated(session, number, floor):
             return
         self._put(info.number, PERMISSION_PREFIX + user, normal.encode())
-        self._core.refresh_rights(info.number, user)
+        self._core.rights.refresh(info.number, user)
         self._done(session, number, floor, info.number)
 
     # Operations

@@ -4,7 +4,8 @@ On a node that is not the primary, `Forwarding` hands what changes data to the r
 client once the entry that it speaks of is shown here too: whoever wrote through a node reads its own writes there. On
 the primary, `Proposals` decides them as if a client of its own had asked, in order, and sends the replies back.
 
-    body of an item      [number of the item before it, its number, the item]         see nun/core/outbox.py
+    body of an item      [number of the item before it, its number, verdict, the item]
+        verdict          what its node knows of the request, see nun/core/repeats.py; the item: nun/core/outbox.py
     body of a proposal   [message, level, client id, born, again, admin, user, first op id]
         message          the client's request; its floor as a plain number
         level            nil or [level, patience_ms]
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _VIRTUAL: Final = b"\0proposal"  # no routing id of a ROUTER begins so: those are 0 and four bytes, or a client's choice
 _MS_NS: Final = 1_000_000
-_ITEM_PARTS: Final = 3
+_ITEM_PARTS: Final = 4
 RETRY_AFTER_MS: Final = 50
 
 
@@ -261,7 +262,7 @@ class Proposals:
         if user is not None:
             database = message[4]
             if database in core.tables:
-                session.grants[database] = (user, core.rights_of(database, user, admin))
+                session.grants[database] = (user, core.rights.of(database, user, admin))
         level = None if told is None else Level(told[0], core.now_ns + told[1] * _MS_NS)
         return session, message, level
 
@@ -293,9 +294,9 @@ class Proposals:
         return rest
 
 
-def item_body(previous: int, number: int, item: bytes) -> bytes:
+def item_body(previous: int, number: int, verdict: int, item: bytes) -> bytes:
     """The body of a proposal that is an item of this node's outbox."""
-    return pack((previous, number, item))
+    return pack((previous, number, verdict, item))
 
 
 def operations_of(message: Sequence[Any]) -> int:

@@ -5,7 +5,8 @@ set must not erase what it never saw. It keeps its op id, and is never merely re
 becomes an entry of the ledger, with its value, and its writer is told.
 
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
-I2  A request that was decided before, by this primary or another of this history, is not decided again.
+I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
+    is gone, the node that holds the item says what it has seen; while that is not enough, the item waits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nun.core.accept import incremented
 from nun.core.keyspace import Table
 from nun.core.outbox import Item, Operation, decode_item
 from nun.core.record import ABSENT
+from nun.core.repeats import DONE, LATER, OPEN
 from nun.errors import NotANumber, VersionConflict
 from nun.limits import VERSION_MAX
 
@@ -33,23 +35,32 @@ class Items:
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
 
-    def decide(self, origin: int, previous: int, number: int, data: bytes) -> None:
+    def decide(self, origin: int, previous: int, number: int, verdict: int, data: bytes) -> None:
         """Decides item `number` of a node, unless it is decided or the one before it is not. Raises WireError."""
         core = self._core
         last = core.state.outboxes.get(origin, 0)
         if not previous <= last < number:
             return
         item = decode_item(data)
+        if verdict == LATER and self._has_passed(item):
+            return  # its node will know when it has seen the entry that raised the floor
         core.settle()
         core.stream.entry()
-        self._decide(item)
+        self._decide(item, verdict)
         entry = core.stream.add((fx.OUTBOX, origin, number))
         core.tentative.decided(entry.seq, origin, number)
 
-    def _decide(self, item: Item) -> None:
+    def _has_passed(self, item: Item) -> bool:
+        """Whether a row for this request, if there ever was one, may be gone."""
+        client = self._core.state.clients.get(item.client_id)
+        if client is None:
+            return bool(item.operations) and item.operations[0].op_id <= self._core.state.horizon
+        return item.number < client.floor and item.number not in client.rows
+
+    def _decide(self, item: Item, verdict: int) -> None:
         core = self._core
         client = core.state.clients.get(item.client_id)
-        if client is not None and item.number in client.rows:
+        if verdict == DONE or (client is not None and item.number in client.rows):
             return
         info = core.state.database_named(item.database.decode("utf-8", "replace"))
         if info is None and item.kind == m.CREATE_DATABASE:
@@ -60,7 +71,7 @@ class Items:
         if info is None:
             self._refuse_all(item, None, "its database is gone")
             return
-        if client is not None and item.number < client.floor:
+        if verdict != OPEN and self._has_passed(item):
             table = core.tables[info.number]
             late = [one for one in item.operations if not _is_there(table, one)]
             for operation in late:
@@ -161,7 +172,7 @@ class Items:
             core.stream.add(effect)
         core.tables[database].replace(key, new)
         core.stream.entry().changes.append(fx.RecordChange(database, (key,), (new,)))
-        core.guarded_changed(database, key)
+        core.rights.key_changed(database, key)
         return version
 
     def _outcome(self, item: Item, status: int, result: Any) -> None:

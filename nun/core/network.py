@@ -20,7 +20,7 @@ from typing import Any, Final
 from nun import messages as m
 from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
-from nun.core.access import EVERYONE, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX, Doorkeeper, Rights
+from nun.core.access import Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
 from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
@@ -34,11 +34,13 @@ from nun.core.ledger import Ledger
 from nun.core.levels import Level, Levels
 from nun.core.metrics import REQUEST_NAMES, Metrics
 from nun.core.outcomes import Outcomes
+from nun.core.repeats import Held
 from nun.core.replica import Adopter
 from nun.core.roles import Roles
 from nun.core.session_requests import SessionRequests
 from nun.core.sessions import Session
 from nun.core.settings import Settings
+from nun.core.shared_rights import SharedRights
 from nun.core.state import NodeState, Row
 from nun.core.stream import PendingEntry, Stream
 from nun.core.tentative import Tentative
@@ -123,7 +125,7 @@ class NetworkCore:
         tables: the records of each database, as recovered.
         random: gives a fresh 64-bit secret each time it is called; the only source of chance.
         now_ns: monotonic time at the start.
-        outbox: the number of its next item, and the items that it holds.
+        held: what its outbox holds.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class NetworkCore:
         tables: dict[int, dict[bytes, bytes]],
         random: Callable[[], int],
         now_ns: int,
-        outbox: tuple[int, Sequence[tuple[int, bytes]]] = (1, ()),
+        held: Held | None = None,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -158,7 +160,7 @@ class NetworkCore:
         self.disk_full: str | None = None
         self.origins: dict[bytes, str] = {}  # the addresses of those who greet in this turn
         self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
-        self._rights: dict[tuple[int, bytes], Rights] = {}
+        self.rights = SharedRights(self)
         self.watches = Watches(self.stream, self.tables, self.send)
         self.levels = Levels(self.send)
         self.roles = Roles(self)
@@ -171,7 +173,7 @@ class NetworkCore:
         self.outcomes = Outcomes(self)
         self.ledger = Ledger(self)
         self.items = Items(self)
-        self.tentative = Tentative(self, *outbox)
+        self.tentative = Tentative(self, held or Held())
         self.greetings = SessionRequests(self)
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
@@ -469,7 +471,11 @@ class NetworkCore:
         level = self.settings.ack if self.level is None else self.level.level
         if level == m.ACK_LOCAL and message[0] in WRITES_TO_KEYS:
             self.metrics.requests[message[0]] += 1
-            self.tentative.take(session, message)
+            if self.tentative.is_old(session.client_id, message[2]):
+                self.level = None
+                self._handlers[message[0]][1](session, message)
+            else:
+                self.tentative.take(session, message)
             return
         user: bytes | None = None
         if message[0] in WRITES_TO_KEYS:
@@ -539,9 +545,10 @@ class NetworkCore:
         self, session: Session, number: int, floor: int, status: int, op_id: int, result: Any
     ) -> PendingEntry:
         """Logs what became of a request, so that a retry gets the same answer."""
-        return self.stream.add(
-            (fx.OUTCOME, session.client_id, number, floor, status, op_id, result)
-        )
+        if self.tentative.repeats:
+            self.tentative.repeats.decided((session.client_id, number))
+        effect = (fx.OUTCOME, session.client_id, number, floor, status, op_id, result)
+        return self.stream.add(effect)
 
     def stamp(self, session: Session, count: int = 1) -> int:
         """Issues `count` op ids for a request, or takes those that it was stamped with where it was taken."""
@@ -551,33 +558,6 @@ class NetworkCore:
         session.stamp = 0
         self.stream.clock.observe(first + (count - 1) * TICK)
         return first
-
-    def guarded_changed(self, database: int, key: bytes) -> None:
-        """A key was changed; of a user, token or permission list sessions here must feel it."""
-        if key.startswith(PERMISSION_PREFIX):
-            self.refresh_rights(database, key.removeprefix(PERMISSION_PREFIX))
-        elif key.startswith(USER_PREFIX):
-            self.admin.revoke(database, key.removeprefix(USER_PREFIX))
-        elif key == TOKEN_KEY:
-            self.admin.revoke(database, EVERYONE)
-
-    def rights_of(self, database: int, user: bytes, admin: bool) -> Rights:
-        """The rights of a user in a database: one object each, so that a change reaches every session."""
-        key = (database, b"" if admin else user)
-        rights = self._rights.get(key)
-        if rights is None:
-            rights = self._rights[key] = Rights(admin)
-            if not admin:
-                self.refresh_rights(database, user)
-        return rights
-
-    def refresh_rights(self, database: int, user: bytes) -> None:
-        """Reads a user's permission record again."""
-        rights = self._rights.get((database, user))
-        if rights is not None:
-            packed = self.tables[database].records.get(PERMISSION_PREFIX + user)
-            alive = packed is not None and packed[3] < 0x80
-            rights.set_record(packed[12:] if packed is not None and alive else None, user)
 
     def check_reply_size(self, size: int) -> None:
         if size > BATCH_BYTES_MAX:

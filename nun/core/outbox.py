@@ -2,11 +2,12 @@
 
 An item is one request as msgpack
 
-    [client id, request number, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at]
+    [client id, request number, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, since]
 
 kind: of the request (SET, REMOVE, INCREMENT, SET_MANY, BATCH, CREATE_DATABASE); for each operation: its kind, key,
 value or delta, `base` (the op id of the record that it replaced where it was taken, 0 where the key was absent) and op
 id. `at` is the Unix time in milliseconds when it was stamped, less the origin's measured offset.
+`since` is a position: of the history up to there the node that made the item knew that it had not decided the request.
 
 Items of a node are numbered. They are made of what `local` writes left, and of what a change of primary cut off: the
 client writes above the common entry, in log order. What the primary had made itself is not proposed again.
@@ -50,6 +51,7 @@ class Item(NamedTuple):
     atomic: bool
     operations: list[Operation]
     at_ms: int
+    since: Position
 
 
 def encode_item(item: Item) -> bytes:
@@ -69,6 +71,7 @@ def encode_item(item: Item) -> bytes:
             bases,
             op_ids,
             item.at_ms,
+            item.since,
         )
     )
 
@@ -79,19 +82,23 @@ def decode_item(data: bytes) -> Item:
         case [
             bytes() as client_id, int() as number, bytes() as database, int() as kind, bool() as atomic,
             bytes() as kinds, list() as keys, list() as arguments, list() as bases, list() as op_ids, int() as at_ms,
+            [int(), int(), int(), int()] as since,
         ] if len(kinds) == len(keys) == len(arguments) == len(bases) == len(op_ids):  # fmt: skip
             operations = list(map(Operation, kinds, keys, arguments, bases, op_ids))
-            return Item(client_id, number, database, kind, atomic, operations, at_ms)
+            return Item(
+                client_id, number, database, kind, atomic, operations, at_ms, Position(*since)
+            )
     raise WireError("expected an item of an outbox")
 
 
 def items_of_entries(
-    entries: Iterable[tuple[Position, list[fx.Effect]]], names: Mapping[int, str]
+    entries: Iterable[tuple[Position, list[fx.Effect]]], names: Mapping[int, str], common: Position
 ) -> list[bytes]:
     """The client writes of entries that were cut off, in their order.
 
     Args:
         names: the databases by number, as the history with these entries has them.
+        common: the last position before them.
     """
     items = []
     for _, effects in entries:
@@ -100,14 +107,16 @@ def items_of_entries(
             if effect[0] != fx.OUTCOME:
                 before.append(effect)
                 continue
-            item = _item_of(before, effect, names)
+            item = _item_of(before, effect, names, common)
             before = []
             if item is not None:
                 items.append(encode_item(item))
     return items
 
 
-def _item_of(effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str]) -> Item | None:
+def _item_of(
+    effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str], common: Position
+) -> Item | None:
     """The request that these effects were the outcome of; None where it changed nothing."""
     _, client_id, number, _, status, _, _ = outcome
     operations: list[Operation] = []
@@ -132,7 +141,7 @@ def _item_of(effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, s
     kind = m.CREATE_DATABASE if created else kind
     at_ms = unix_ms_of(operations[0].op_id)
     # Whether a batch was atomic is not in the log: all or nothing keeps the promise of those that were.
-    return Item(client_id, number, name, kind, kind == m.BATCH, operations, at_ms)
+    return Item(client_id, number, name, kind, kind == m.BATCH, operations, at_ms, common)
 
 
 def _operations(effect: fx.Effect) -> list[Operation]:

@@ -24,7 +24,7 @@ from nun import peer_messages as pm
 from nun.core.history import plain_history
 from nun.core.peers import Peer, highest_reign
 from nun.errors import BadRequest, NodeFault, Overloaded, RequestError, to_wire
-from nun.position import Epoch, Position
+from nun.position import NOTHING, Epoch, Position
 
 if TYPE_CHECKING:
     from nun.core.replicator import ReplicatorCore
@@ -34,6 +34,9 @@ Promise = tuple[int, int]  # (reign, number of the candidate)
 PATIENCE_NS: Final = 10_000_000_000
 RENEW_NS: Final = PATIENCE_NS + 1_000_000_000  # whoever asked for a promise has begun, or given up
 FORCE_NS: Final = 1_000_000_000
+LEADER_LOST_NS: Final = (
+    3_000_000_000  # a busy machine may be silent for longer than a link is called up
+)
 NEAR_ENTRIES: Final = 1_000
 _ASK_AGAIN_NS: Final = 200_000_000
 
@@ -258,22 +261,12 @@ class Promotion:
         given = [name for name in members if name in self._promised]
         majority = len(given) > len(members) // 2
         waited_ns = core.now_ns - self._promises_from_ns
-        leader = core.last_leader
-        if self._force:
-            if not majority and waited_ns < FORCE_NS:
-                return
-        elif not majority:
+        enough = majority and not self._waits_for_leader()
+        if not enough and not (self._force and waited_ns > FORCE_NS):
             return
-        if (
-            leader is not None
-            and leader.name not in self._promised
-            and leader.is_there(core.now_ns)
-            and waited_ns < FORCE_NS
-        ):
-            return  # what it has answered and nobody else has would come back as proposals only
         best: str | None = max(
             (name for name in self._promised if self._promised[name] is not None),
-            key=lambda name: self._promised[name] or Position(0, 0, 0, 0),
+            key=lambda name: self._promised[name] or NOTHING,
             default=None,
         )
         highest = None if best is None else self._promised[best]
@@ -283,6 +276,17 @@ class Promotion:
             self.fetched()
         else:
             core.following.fetch_from(core.peers[best], highest.seq)
+
+    def _waits_for_leader(self) -> bool:
+        """Whether the primary lives, as far as is known, and has not promised: what it has answered and nobody else
+        has would come back as proposals only."""
+        leader = self._core.last_leader
+        return (
+            leader is not None
+            and leader.name not in self._promised
+            and leader.heard_ns is not None
+            and self._core.now_ns - leader.heard_ns < LEADER_LOST_NS
+        )
 
     def fetched(self) -> None:
         """Everything that was promised to be there is on this node's disk, or on its way to it."""
@@ -371,7 +375,11 @@ class Promotion:
             self._renew()
         elif core.now_ns - self._since_ns > PATIENCE_NS:
             given = ", ".join(self._promised) or "nobody"
-            self.failed(f"no majority within {PATIENCE_NS // 10**9} s; promised by {given}")
+            lacks = "a majority"
+            if self._waits_for_leader() and core.last_leader is not None:
+                lacks = f"{core.last_leader.name}, the primary, which is there"
+            limit_s = PATIENCE_NS // 10**9
+            self.failed(f"no promise of {lacks} within {limit_s} s; promised by {given}")
         elif self._stage == "near":
             self._near()
         elif self._stage == "promises" and core.now_ns - self._asked_ns > _ASK_AGAIN_NS:

@@ -96,6 +96,8 @@ class Adopter:
         core.state.apply(position, effects)
         core.stream.clock.observe(core.state.highest_op_id)
         core.outcomes.decided(effects)
+        if core.tentative.repeats:
+            core.tentative.repeats.look_at(effects)
         if told:
             core.roles.tell_state()
 
@@ -115,4 +117,4 @@ class Adopter:
         for key, packed in zip(change.keys, change.records, strict=True):
             table.replace(key, packed)
             if key.startswith(GUARDED_PREFIX):
-                self._core.guarded_changed(change.database, key)
+                self._core.rights.key_changed(change.database, key)

@@ -36,8 +36,10 @@ from nun.core.data_requests import RIGHT_OF
 from nun.core.forwarding import item_body
 from nun.core.outbox import Item, Operation, encode_item
 from nun.core.record import ABSENT
+from nun.core.repeats import Held, Repeats
 from nun.errors import BadRequest, Overloaded
 from nun.limits import OUTBOX_BYTES_MAX
+from nun.position import NOTHING
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -53,18 +55,16 @@ class Tentative:
     """The outbox of this node, as the network process sees it.
 
     Args:
-        following: the number of the next item.
-        items: what the outbox holds, oldest first.
+        held: what the outbox holds.
     """
 
-    def __init__(
-        self, core: NetworkCore, following: int, items: Sequence[tuple[int, bytes]]
-    ) -> None:
+    def __init__(self, core: NetworkCore, held: Held) -> None:
         self._core = core
-        self._following = following
-        self._items: dict[int, bytes] = dict(items)
+        self._following = held.following
+        self._items: dict[int, bytes] = dict(held.items)
+        self.repeats = Repeats(core.state, held)
         self._bytes = sum(map(len, self._items.values()))
-        self._durable = following - 1
+        self._durable = held.following - 1
         self._done = 0
         self._answers: dict[int, list[tuple[bytes, bytes]]] = {}  # until the item is durable
         self._requests: dict[tuple[bytes, int], tuple[int, bytes]] = {}  # -> item, reply
@@ -81,6 +81,15 @@ class Tentative:
         return len(self._items)
 
     # Taking
+
+    def is_old(self, client_id: bytes, number: int) -> bool:
+        """Whether a request was decided, as far as is known here: its row answers it, or nothing does any more."""
+        client = self._core.state.clients.get(client_id)
+        return (
+            client is not None
+            and (number < client.floor or number in client.rows)
+            and (client_id, number) not in self._requests
+        )
 
     def take(self, session: Session, message: list[Any]) -> None:
         """Takes a write with ack level `local`. Raises what the accept rule and the checks raise."""
@@ -130,7 +139,8 @@ class Tentative:
                 answers.append(version)
         atomic = kind == m.BATCH and message[5]
         name = core.state.databases[database].name.encode()
-        item = Item(session.client_id, number, name, kind, atomic, operations, core.unix_ms)
+        since = core.state.position or NOTHING
+        item = Item(session.client_id, number, name, kind, atomic, operations, core.unix_ms, since)
         result: Any = answers if kind == m.BATCH else answers[0] if answers else None
         if kind == m.SET_MANY:
             result = record.heads(heads)
@@ -145,6 +155,7 @@ class Tentative:
         self._following += 1
         data = encode_item(item)
         self._items[number] = data
+        self.repeats.add(number, (item.client_id, item.number))
         self._bytes += len(data)
         self._requests[item.client_id, item.number] = (number, reply)
         shown = self.shown.setdefault(database, {})
@@ -196,9 +207,9 @@ class Tentative:
         previous = decided
         for number in ready:
             if number >= first:
-                bodies.append(
-                    (TICKETS_FROM + number, item_body(previous, number, self._items[number]))
-                )
+                verdict = self.repeats.verdict(number)
+                body = item_body(previous, number, verdict, self._items[number])
+                bodies.append((TICKETS_FROM + number, body))
             previous = number
         if not bodies:
             return
@@ -228,6 +239,7 @@ class Tentative:
             self._done = max(done, self._done)
             for number in [number for number in self._items if number <= done]:
                 self._bytes -= len(self._items.pop(number))
+                self.repeats.drop(number)
             self._requests = {
                 request: known for request, known in self._requests.items() if known[0] > done
             }

@@ -11,11 +11,11 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core import record
+from nun.core import record, repeats
 from nun.core.clock import TICK
 from nun.core.outbox import Item, Operation, decode_item, encode_item, items_of_entries
 from nun.errors import BadRequest, NotANumber, PermissionDenied, VersionConflict, WireError
-from nun.position import Position
+from nun.position import NOTHING, Position
 from tests.support.core_driver import DrivenClient
 from tests.support.replicas import Cluster, NodeDriver
 from tests.unit.core.test_replicas import ask, error_of, reply_to, write
@@ -44,14 +44,20 @@ def value_of(node: NodeDriver, key: bytes) -> bytes | None:
 
 def item(number: int, *operations: Operation, kind: int = m.SET, atomic: bool = False) -> bytes:
     return encode_item(
-        Item(CLIENT, number, b"d", kind, atomic, list(operations), 1_700_000_000_000)
+        Item(CLIENT, number, b"d", kind, atomic, list(operations), 1_700_000_000_000, NOTHING)
     )
 
 
-def decide(node: NodeDriver, outbox_number: int, data: bytes, previous: int | None = None) -> None:
+def decide(
+    node: NodeDriver,
+    outbox_number: int,
+    data: bytes,
+    previous: int | None = None,
+    verdict: int = repeats.LATER,
+) -> None:
     """An item of node 2 comes to the primary."""
     before = outbox_number - 1 if previous is None else previous
-    node.hear(pm.PROPOSALS, [[2, outbox_number, pack((before, outbox_number, data))]])
+    node.hear(pm.PROPOSALS, [[2, outbox_number, pack((before, outbox_number, verdict, data))]])
     node.sync()
 
 
@@ -232,7 +238,7 @@ def test_what_comes_for_a_dropped_database_is_told_with_its_value(cluster: Clust
 def test_what_is_no_item_changes_nothing(cluster: Cluster) -> None:
     before = cluster.primary.core.state.dump()
     for bad in (b"", b"\xc1", pack([1]), pack(list(range(11)))):
-        cluster.primary.hear(pm.PROPOSALS, [[2, 1, pack((0, 1, bad))]])
+        cluster.primary.hear(pm.PROPOSALS, [[2, 1, pack((0, 1, repeats.LATER, bad))]])
         cluster.primary.sync()
     after = cluster.primary.core.state.dump()
     assert after[:-1] == before[:-1]
@@ -269,7 +275,7 @@ def test_client_writes_of_cut_entries_come_back_as_items() -> None:
             ],
         ),
     ]
-    found = [decode_item(one) for one in items_of_entries(entries, {1: "d"})]
+    found = [decode_item(one) for one in items_of_entries(entries, {1: "d"}, NOTHING)]
     assert [(one.number, one.kind) for one in found] == [
         (1, m.SET),
         (2, m.INCREMENT),

@@ -66,10 +66,31 @@ def test_after_a_loss_the_candidate_gets_what_a_majority_has(cluster: Cluster) -
     cluster[1].stop()
     cluster.loses = lambda *_: False
     cluster.promote(2)
-    cluster.run(3, lambda: cluster.promoted(2))
+    cluster.run(5, lambda: cluster.promoted(2))
     assert cluster.promoted(2)[2] == 0
     assert cluster[2].log[position.seq - 1][0] == position
     assert cluster[2].log[position.seq][0].epoch[:2] == (2, cluster[2].number)
+
+
+def test_a_primary_that_is_silent_for_a_while_is_waited_for(cluster: Cluster) -> None:
+    """A busy machine: what it has answered meanwhile, and nobody else has, is not left behind."""
+    cluster.loses = lambda sender, receiver, _: "node1" in (sender, receiver)
+    position = cluster[1].decide()
+    cluster.promote(2)
+    cluster.run(2.5)
+    assert not cluster.promoted(2)
+    cluster.loses = lambda *_: False
+    cluster.run(5, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] == 0
+    assert cluster[2].log[position.seq - 1][0] == position
+
+
+def test_a_primary_that_is_there_and_gives_no_promise_is_named(cluster: Cluster) -> None:
+    cluster.loses = lambda sender, _, what: sender == "node1" and what[0] == pm.PROMISE
+    cluster.promote(2)
+    cluster.run(11, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] != 0
+    assert b"no promise of node1, the primary, which is there" in cluster.promoted(2)[3]
 
 
 def test_without_a_majority_nothing_is_begun(cluster: Cluster) -> None:
@@ -78,7 +99,7 @@ def test_without_a_majority_nothing_is_begun(cluster: Cluster) -> None:
     cluster.promote(2)
     cluster.run(11, lambda: cluster.promoted(2))
     assert cluster.promoted(2)[2] != 0
-    assert b"no majority" in cluster.promoted(2)[3]
+    assert b"no promise of a majority" in cluster.promoted(2)[3]
     assert not cluster.primaries
 
 

@@ -65,7 +65,7 @@ class TestJoining:
         cluster[1].stop()
         cluster.promote(2)
         if heard == "epoch":
-            cluster.run(3, lambda: cluster.promoted(2))
+            cluster.run(5, lambda: cluster.promoted(2))
             cluster[2].stop()
         else:
             cluster[2].stop()
@@ -288,7 +288,7 @@ class TestDisks:
         cluster[1].stop()
         cluster[3].hold = {m.DURABLE}
         cluster.promote(2)
-        cluster.run(3, lambda: cluster.primaries == ["node2"])
+        cluster.run(5, lambda: cluster.primaries == ["node2"])
         assert cluster[2].settled() == 0, "what an older epoch left may still be cut"
         cluster[3].release()
         cluster.run(1, lambda: cluster[2].settled() == cluster[2].last_seq)
@@ -314,7 +314,7 @@ class TestOldHistory:
         cluster.run(1.5)
         assert cluster[1].settled() == common
         cluster.promote(2)
-        cluster.run(3, lambda: cluster.promoted(2))
+        cluster.run(5, lambda: cluster.promoted(2))
         assert cluster.promoted(2)[2] == 0
         return common, lost
 

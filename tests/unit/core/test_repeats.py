@@ -1,0 +1,190 @@
+"""Items whose client has gone on: what tells them from repeats when the row is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.core import effects as fx
+from nun.core import record, repeats
+from nun.core.outbox import Item, Operation, encode_item
+from nun.core.repeats import DONE, LATER, OPEN, UNKNOWN, Held, Repeats
+from nun.core.state import NodeState
+from nun.errors import OutcomeExpired
+from nun.position import NOTHING, Epoch, Position
+from tests.support.replicas import Cluster, NodeDriver
+from tests.unit.core.test_items import decide, keep_outbox, ledger, stamp, value_of
+from tests.unit.core.test_replicas import error_of, reply_to, write
+
+CLIENT = b"whose"
+LOCAL = (m.ACK_LOCAL, 1_000)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.database()
+    return made
+
+
+def increment(
+    cluster: Cluster, number: int, delta: int = 1, since: Position = NOTHING
+) -> tuple[bytes, int]:
+    op_id = stamp(cluster.primary)
+    operation = Operation(m.INCREMENT, b"n", delta, 0, op_id)
+    return encode_item(Item(CLIENT, number, b"d", m.INCREMENT, False, [operation], 0, since)), op_id
+
+
+def go_on(node: NodeDriver, number: int) -> None:
+    """The client is seen to have every answer below this number."""
+    client = node.client(client_id=CLIENT)
+    client.number = number - 1
+    client.floor = number
+    assert write(client, m.SET, 1, "other", "1", None) == number
+    node.sync()
+
+
+def test_an_increment_whose_client_has_gone_on_is_added_when_its_node_has_seen_all(
+    cluster: Cluster,
+) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    data, _ = increment(cluster, 3)
+    decide(primary, 1, data, verdict=OPEN)
+    assert (value_of(primary, b"n"), ledger(primary)) == (b"1", [])
+
+
+def test_a_repeat_whose_row_is_gone_is_known_by_its_node(cluster: Cluster) -> None:
+    primary = cluster.primary
+    data, _ = increment(cluster, 3)
+    decide(primary, 1, data)
+    go_on(primary, 9)
+    assert 3 not in primary.core.state.clients[CLIENT].rows
+    decide(primary, 2, data, verdict=DONE)
+    assert (value_of(primary, b"n"), ledger(primary)) == (b"1", [])
+    assert primary.core.state.outboxes == {2: 2}
+
+
+def test_an_item_waits_until_its_node_has_seen_the_entry_that_raised_the_floor(
+    cluster: Cluster,
+) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    data, _ = increment(cluster, 3)
+    decide(primary, 1, data, verdict=LATER)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (None, {})
+    decide(primary, 1, data, verdict=OPEN)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"1", {2: 1})
+
+
+def test_what_nobody_can_tell_from_a_repeat_goes_to_the_ledger(cluster: Cluster) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    data, op_id = increment(cluster, 3)
+    decide(primary, 1, data, verdict=UNKNOWN)
+    assert value_of(primary, b"n") is None
+    assert [entry["op_id"] for entry in ledger(primary)] == [op_id]
+
+
+def test_a_client_that_moves_to_another_node_loses_no_local_increment(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    here = replica.client(client_id=CLIENT)
+    for _ in range(3):
+        write(here, m.INCREMENT, 1, "n", 1, level=LOCAL)
+    keep_outbox(replica)
+    lost = replica.told(pm.PROPOSE)
+    assert lost
+    go_on(cluster.primary, here.number + 1)
+    replica.hear(pm.PRIMARY_IS, "node1", "tcp://node1")
+    cluster.forward()
+    assert value_of(cluster.primary, b"n") is None, "it has not seen that the client went on"
+    cluster.carry()
+    replica.hear(pm.PRIMARY_IS, "node1", "tcp://node1")
+    cluster.forward()
+    cluster.carry()
+    assert value_of(cluster.primary, b"n") == b"3"
+    assert ledger(cluster.primary) == []
+    assert len(replica.core.tentative) == 0
+
+
+def test_a_local_write_that_was_decided_elsewhere_is_not_taken_again(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    elsewhere = cluster.primary.client(client_id=CLIENT)
+    number = write(elsewhere, m.INCREMENT, 1, "n", 5)
+    cluster.carry()
+    decided = reply_to(elsewhere, number)
+    here = replica.client(client_id=CLIENT)
+    again = _again(here, number, m.INCREMENT, 1, "n", 5)
+    reply = reply_to(here, again)
+    assert (reply.status, reply.result, reply.op_id) == (0, decided.result, decided.op_id)
+    assert len(replica.core.tentative) == 0
+    go_on(cluster.primary, number + 5)
+    cluster.carry()
+    _again(here, number, m.INCREMENT, 1, "n", 5)
+    assert error_of(here, number) == OutcomeExpired.code
+
+
+def _again(client: Any, number: int, kind: int, *arguments: Any) -> int:
+    peer, message = client.message(number, kind, *arguments)
+    message[3] = [0, *LOCAL]
+    client.driver.receive((peer, message))
+    return number
+
+
+# What a node knows of its own items
+
+
+def _state(*epochs: tuple[Epoch, int], last: int) -> NodeState:
+    state = NodeState()
+    state.epochs = list(epochs)
+    state.position = Position.at(epochs[-1][0], last)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        (Position(1, 1, 1, 7), 7),
+        (Position(1, 1, 1, 12), 9),  # its tail was cut
+        (Position(1, 2, 1, 30), 9),  # none of that epoch is left, it came after 1.1.1
+        (Position(2, 2, 1, 30), 30),
+        (NOTHING, 0),
+    ],
+)
+def test_what_an_item_and_this_history_have_in_common(since: Position, expected: int) -> None:
+    epochs = [(Epoch(1, 1, 1), 1), (Epoch(2, 2, 1), 10)]
+    assert repeats.common_with(since, epochs) == expected
+
+
+def test_what_came_before_all_that_is_known_is_not_known() -> None:
+    assert repeats.common_with(Position(1, 1, 1, 5), [(Epoch(3, 1, 1), 100)]) == -1
+
+
+def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
+    state = _state((Epoch(1, 1, 1), 1), (Epoch(2, 2, 1), 10), last=40)
+    state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
+    items = []
+    for number, since in enumerate((12, 30, 31), 1):
+        data = Item(CLIENT, number, b"d", m.SET, False, [], 0, Position(2, 2, 1, since))
+        items.append((number, encode_item(data)))
+    assert repeats.first_unseen(items, state) == 12
+    known = Repeats(state, Held(4, items, 20, frozenset({(CLIENT, 3)})))
+    assert [known.verdict(number) for number in (1, 2, 3)] == [UNKNOWN, OPEN, DONE]
+    known.add(4, (CLIENT, 20))
+    assert known.verdict(4) == LATER
+    known.look_at([(fx.OUTCOME, CLIENT, 20, 0, 0, 5, 1)])
+    assert known.verdict(4) == DONE
+    for number in (1, 2, 3, 4):
+        known.drop(number)
+    assert len(known) == 0
+
+
+def test_a_record_that_came_late_keeps_what_it_was(cluster: Cluster) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    data, op_id = increment(cluster, 3, 4)
+    decide(primary, 1, data, verdict=OPEN)
+    assert record.op_id_of(primary.core.tables[1].records[b"n"]) == op_id
