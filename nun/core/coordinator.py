@@ -135,8 +135,9 @@ class Coordinator:
             self._core.out.to_peers.append((leader.name, join))
 
     def joined(self, cluster_id: bytes, number: int) -> None:
-        if self.member or self._core.keeping:
-            return
+        """The primary has made this node a member, under this number."""
+        if self.member or self._core.keeping or not self._joined_ns:
+            return  # one that was not asked for answers an earlier life of this process, which knew who it is
         if number == self._core.number:
             self.member = True
             self.decide()

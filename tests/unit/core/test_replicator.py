@@ -10,7 +10,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.core import effects as fx
 from nun.position import Epoch, Position
-from tests.support.replicators import Cluster
+from tests.support.replicators import Cluster, plain
 
 OTHERS = (2, 3)
 
@@ -35,6 +35,18 @@ class TestJoining:
         cluster.run(5)
         assert not cluster.primaries
         assert [cluster[i].number for i in OTHERS] == [0, 0]
+
+    def test_an_answer_to_an_earlier_life_makes_nobody_a_member(self, cluster: Cluster) -> None:
+        node = cluster[2]
+        number, cluster_id = node.number, node.cluster_id
+        node.stop()
+        node.hold = {pm.WRITER_STATE}
+        node.start_processes()
+        node.core.from_peer("node1", plain([pm.JOINED, cluster[1].epoch, cluster_id, number]))
+        node.release()
+        assert all(message[0] != pm.BECOME for message in node.core.out.to_writer)
+        cluster.run(5, lambda: cluster.is_quiet(1))
+        assert node.number == number
 
     def test_an_old_primary_asks_the_others_first_and_rules_on_in_the_same_reign(
         self, cluster: Cluster
