@@ -250,14 +250,17 @@ class AsyncClient:
     async def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
         """Runs a write of one key; its result can be waited for."""
         result: Result = await self._run(request, timeout, ack)
-        result._wait = partial(self._wait_for, request.number)
+        result._wait = partial(self._wait_for, request.number, result, request.hold)
         return result
 
-    async def _wait_for(self, number: int, level: str | int, timeout: float | None) -> Result:
+    async def _wait_for(
+        self, number: int, known: Result, hold: Any, level: str | int, timeout: float | None
+    ) -> Result:
         seconds = self._timeout if timeout is None else timeout
         patience_ms = int(seconds * LEVEL_SHARE * 1_000)
-        result: Result = await self._run(ops.wait(number, level_of(level), patience_ms), seconds)
-        result._wait = partial(self._wait_for, number)
+        request = ops.wait(number, known, level_of(level), patience_ms)
+        result: Result = await self._run(request, seconds)
+        result._wait = partial(self._wait_for, number, result, hold)
         return result
 
     async def __aenter__(self) -> Self:

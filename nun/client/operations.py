@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from nun import messages as m
@@ -247,17 +248,20 @@ def _plain(request: Request) -> Any:
     return plain_text(request.result)
 
 
-def wait(number: int, level: int, patience_ms: int) -> Request:
+def wait(number: int, known: Result, level: int, patience_ms: int) -> Request:
     """What became of an earlier request of this client, once it is decided."""
-    return Request(m.WAIT, None, (number, level, patience_ms), _waited)
+    arguments = (number, level, patience_ms, known.position)
+    return Request(m.WAIT, None, arguments, partial(_waited, known))
 
 
-def _waited(request: Request) -> Result:
+def _waited(known: Result, request: Request) -> Result:
     match request.result:
         case [int() as version, int() as value]:
             return Result(version, request.op_id, request.position, value)
         case int() as version:
             return Result(version, request.op_id, request.position)
+        case True:
+            return Result(known.version, known.op_id, known.position, known.value)
     return Result(0, request.op_id, request.position)
 
 

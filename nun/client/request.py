@@ -69,6 +69,7 @@ class Request:
     ack: tuple[int, int] | None = None  # [level, patience in milliseconds] of a write
     patient_until = 0.0  # asked again: no node tells before this that its level was not reached
     view: tuple[Any, bool, int] | None = None  # of a read
+    hold: Any = None  # of a local write: what keeps its outcome remembered
     fields: dict[str, Any] | None = None  # of a level that was not reached
 
     def __init__(

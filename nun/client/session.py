@@ -28,6 +28,7 @@ from nun.client.levels import ack_again
 from nun.client.notices import NoticeState
 from nun.client.request import NEVER, WRITES, Grant, Request, ignore, nothing
 from nun.client.results import error_of
+from nun.client.undecided import Undecided
 from nun.client.values import TEXT
 from nun.client.watches import WatchState
 from nun.codec import pack, unpack
@@ -105,6 +106,7 @@ class Session:
         self._watches: list[WatchState] = []
         self._live: dict[int, WatchState] = {}
         self._notices: NoticeState | None = None
+        self._undecided = Undecided()
         self._moved_at = float("-inf")
         self._closed = False
 
@@ -173,7 +175,7 @@ class Session:
         number = request.number
         head: tuple[Any, ...]
         if request.kind in WRITES:
-            floor = min(next(iter(self.in_flight)), number)
+            floor = self._undecided.floor(min(next(iter(self.in_flight)), number))
             head = (request.kind, self.token, number, floor)
             if request.ack is not None:
                 head = (request.kind, self.token, number, (floor, *request.ack))
@@ -347,8 +349,9 @@ class Session:
         request.result = result
         request.position = position
         request.op_id = op_id
-        request.unknown = None
-        request.done = True
+        request.unknown, request.done = None, True
+        if position is None and op_id and not status:
+            request.hold = self._undecided.hold(number)
         if status:
             self._refused(request)
         if request.then is not None:
@@ -638,8 +641,7 @@ class Session:
     def _resend_at(self, request: Request) -> float:
         if request.kind in _SENT_ONCE or not request.sent or not self._selected(request.grant):
             return NEVER
-        resend_at: float = request.sent_at + RESEND_AFTER_S * 2**request.resends
-        return resend_at
+        return float(request.sent_at + RESEND_AFTER_S * 2**request.resends)
 
     def _selected(self, grant: Grant | None) -> bool:
         """Whether requests for this database (None: for none) can go out now."""

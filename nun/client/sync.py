@@ -73,14 +73,17 @@ class Client:
     def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
         """Runs a write of one key; its result can be waited for."""
         result: Result = self._run(request, timeout, ack)
-        result._wait = partial(self._wait_for, request.number)
+        result._wait = partial(self._wait_for, request.number, result, request.hold)
         return result
 
-    def _wait_for(self, number: int, level: str | int, timeout: float | None) -> Result:
+    def _wait_for(
+        self, number: int, known: Result, hold: Any, level: str | int, timeout: float | None
+    ) -> Result:
         seconds = self._timeout if timeout is None else timeout
         patience_ms = int(seconds * LEVEL_SHARE * 1_000)
-        result: Result = self._run(ops.wait(number, level_of(level), patience_ms), seconds)
-        result._wait = partial(self._wait_for, number)
+        request = ops.wait(number, known, level_of(level), patience_ms)
+        result: Result = self._run(request, seconds)
+        result._wait = partial(self._wait_for, number, result, hold)
         return result
 
     def __enter__(self) -> Self:

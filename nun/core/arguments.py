@@ -128,3 +128,9 @@ def columns(payload: Any) -> tuple[list[Any], list[Any]]:
     if len(keys) > BATCH_OPERATIONS_MAX:
         raise _too_large("BATCH_OPERATIONS_MAX", BATCH_OPERATIONS_MAX, len(keys), "a batch")
     return keys, arguments
+
+
+def check_floor(number: int, floor: Any) -> None:
+    """The head of a write. Raises BadRequest."""
+    if type(floor) is not int or not 0 <= floor <= number or number < 1:
+        raise BadRequest("a write has a number from 1 and a floor from 0 to its number")

@@ -4,8 +4,9 @@ On a node that is not the primary, `Forwarding` hands what changes data to the r
 client once the entry that it speaks of is shown here too: whoever wrote through a node reads its own writes there. On
 the primary, `Proposals` decides them as if a client of its own had asked, in order, and sends the replies back.
 
-    body of an item      [number of the item before it, its number, verdict, the item]
-        verdict          what its node knows of the request, see nun/core/repeats.py; the item: nun/core/outbox.py
+    body of an item      [number of the item before it, its number, verdict, seen, the item]
+        verdict, seen    what its node knows of the request, having seen the history up to that position: see
+                         nun/core/repeats.py; the item: nun/core/outbox.py
     body of a proposal   [message, level, client id, born, again, admin, user, first op id]
         message          the client's request; its floor as a plain number
         level            nil or [level, patience_ms]
@@ -38,13 +39,14 @@ from nun.limits import (
     NO_PRIMARY_PATIENCE_MS,
     RECEIPT_ABOVE_BYTES,
 )
+from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
 
 _VIRTUAL: Final = b"\0proposal"  # no routing id of a ROUTER begins so: those are 0 and four bytes, or a client's choice
 _MS_NS: Final = 1_000_000
-_ITEM_PARTS: Final = 4
+_ITEM_PARTS: Final = 5
 RETRY_AFTER_MS: Final = 50
 
 
@@ -294,9 +296,9 @@ class Proposals:
         return rest
 
 
-def item_body(previous: int, number: int, verdict: int, item: bytes) -> bytes:
+def item_body(previous: int, number: int, verdict: int, seen: Position, item: bytes) -> bytes:
     """The body of a proposal that is an item of this node's outbox."""
-    return pack((previous, number, verdict, item))
+    return pack((previous, number, verdict, seen, item))
 
 
 def operations_of(message: Sequence[Any]) -> int:

@@ -6,11 +6,12 @@ becomes an entry of the ledger, with its value, and its writer is told.
 
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
-    is gone, the node that holds the item says what it has seen; while that is not enough, the item waits.
+    is gone, the node that holds the item says what it has seen of this history; while that is not enough, it waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nun import messages as m
@@ -21,9 +22,10 @@ from nun.core.accept import incremented
 from nun.core.keyspace import Table
 from nun.core.outbox import Item, Operation, decode_item
 from nun.core.record import ABSENT
-from nun.core.repeats import DONE, LATER, OPEN
+from nun.core.repeats import DONE, LATER, OPEN, has_passed, may_decide
 from nun.errors import NotANumber, VersionConflict
 from nun.limits import VERSION_MAX
+from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -35,15 +37,28 @@ class Items:
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
 
-    def decide(self, origin: int, previous: int, number: int, verdict: int, data: bytes) -> None:
+    def decide(
+        self,
+        origin: int,
+        previous: int,
+        number: int,
+        verdict: int,
+        seen: Sequence[int],
+        data: bytes,
+    ) -> None:
         """Decides item `number` of a node, unless it is decided or the one before it is not. Raises WireError."""
         core = self._core
         last = core.state.outboxes.get(origin, 0)
         if not previous <= last < number:
             return
         item = decode_item(data)
-        if verdict == LATER and self._has_passed(item):
-            return  # its node will know when it has seen the entry that raised the floor
+        position = Position(*seen)
+        if not core.state.in_history(position):
+            return  # its node follows another history still
+        if verdict in (OPEN, LATER) and self._has_passed(item):
+            client = core.state.clients.get(item.client_id)
+            if not may_decide(client, origin, verdict, position):
+                return  # its node will know when it has seen more
         core.settle()
         core.stream.entry()
         self._decide(item, verdict)
@@ -51,11 +66,7 @@ class Items:
         core.tentative.decided(entry.seq, origin, number)
 
     def _has_passed(self, item: Item) -> bool:
-        """Whether a row for this request, if there ever was one, may be gone."""
-        client = self._core.state.clients.get(item.client_id)
-        if client is None:
-            return bool(item.operations) and item.operations[0].op_id <= self._core.state.horizon
-        return item.number < client.floor and item.number not in client.rows
+        return has_passed(self._core.state, (item.client_id, item.number), item.op_id)
 
     def _decide(self, item: Item, verdict: int) -> None:
         core = self._core
@@ -177,7 +188,7 @@ class Items:
 
     def _outcome(self, item: Item, status: int, result: Any) -> None:
         op_id = item.operations[0].op_id
-        effect = (fx.OUTCOME, item.client_id, item.number, 0, status, op_id, result)
+        effect = (fx.OUTCOME, item.client_id, item.number, item.floor, status, op_id, result)
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
 

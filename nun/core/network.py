@@ -22,6 +22,7 @@ from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
 from nun.core.access import Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
+from nun.core.arguments import check_floor
 from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
 from nun.core.cluster_requests import ClusterRequests
@@ -501,8 +502,7 @@ class NetworkCore:
 
     def begin_write(self, session: Session, number: int, floor: Any) -> Row | None:
         """Admits a write, or gives the row that says what became of it when it came before."""
-        if type(floor) is not int or not 0 <= floor <= number or number < 1:
-            raise BadRequest("a write has a number from 1 and a floor from 0 to its number")
+        check_floor(number, floor)
         client = self.state.clients.get(session.client_id)
         if client is None:
             again = number <= session.highest_number
@@ -514,7 +514,10 @@ class NetworkCore:
                 return row
             if number < client.floor:
                 raise OutcomeExpired(f"request {number} is below the floor {client.floor}")
-            if len(client.rows) >= REQUEST_ROWS_PER_CLIENT_MAX:
+            if (
+                len(client.rows) >= REQUEST_ROWS_PER_CLIENT_MAX
+                and sum(row >= floor for row in client.rows) >= REQUEST_ROWS_PER_CLIENT_MAX
+            ):
                 raise Overloaded(
                     "too many requests above the floor: show that answers have arrived",
                     limit="REQUEST_ROWS_PER_CLIENT_MAX",

@@ -2,7 +2,7 @@
 
 An item is one request as msgpack
 
-    [client id, request number, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, since]
+    [client id, request number, floor, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, since]
 
 kind: of the request (SET, REMOVE, INCREMENT, SET_MANY, BATCH, CREATE_DATABASE); for each operation: its kind, key,
 value or delta, `base` (the op id of the record that it replaced where it was taken, 0 where the key was absent) and op
@@ -46,12 +46,18 @@ class Item(NamedTuple):
 
     client_id: bytes
     number: int
+    floor: int
     database: bytes
     kind: int
     atomic: bool
     operations: list[Operation]
     at_ms: int
     since: Position
+
+    @property
+    def op_id(self) -> int:
+        """Of its first operation, 0 where it has none."""
+        return self.operations[0].op_id if self.operations else 0
 
 
 def encode_item(item: Item) -> bytes:
@@ -62,6 +68,7 @@ def encode_item(item: Item) -> bytes:
         (
             item.client_id,
             item.number,
+            item.floor,
             item.database,
             item.kind,
             item.atomic,
@@ -80,13 +87,21 @@ def decode_item(data: bytes) -> Item:
     """Reads `encode_item` back. Raises WireError."""
     match unpack(data):
         case [
-            bytes() as client_id, int() as number, bytes() as database, int() as kind, bool() as atomic,
+            bytes() as client_id, int() as number, int() as floor, bytes() as database, int() as kind, bool() as atomic,
             bytes() as kinds, list() as keys, list() as arguments, list() as bases, list() as op_ids, int() as at_ms,
             [int(), int(), int(), int()] as since,
         ] if len(kinds) == len(keys) == len(arguments) == len(bases) == len(op_ids):  # fmt: skip
             operations = list(map(Operation, kinds, keys, arguments, bases, op_ids))
             return Item(
-                client_id, number, database, kind, atomic, operations, at_ms, Position(*since)
+                client_id,
+                number,
+                floor,
+                database,
+                kind,
+                atomic,
+                operations,
+                at_ms,
+                Position(*since),
             )
     raise WireError("expected an item of an outbox")
 
@@ -118,7 +133,7 @@ def _item_of(
     effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str], common: Position
 ) -> Item | None:
     """The request that these effects were the outcome of; None where it changed nothing."""
-    _, client_id, number, _, status, _, _ = outcome
+    _, client_id, number, floor, status, _, _ = outcome
     operations: list[Operation] = []
     database = 0
     created = False
@@ -141,7 +156,7 @@ def _item_of(
     kind = m.CREATE_DATABASE if created else kind
     at_ms = unix_ms_of(operations[0].op_id)
     # Whether a batch was atomic is not in the log: all or nothing keeps the promise of those that were.
-    return Item(client_id, number, name, kind, kind == m.BATCH, operations, at_ms, common)
+    return Item(client_id, number, floor, name, kind, kind == m.BATCH, operations, at_ms, common)
 
 
 def _operations(effect: fx.Effect) -> list[Operation]:

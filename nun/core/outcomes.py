@@ -3,7 +3,8 @@
     OUTCOMES        a session wants the notices of its client id: those that wait, and those to come
     OUTCOME         one notice; it comes again in every session until it is seen
     OUTCOMES_SEEN   a write: these need not come again
-    WAIT            answered like the request of that number, once it is decided
+    WAIT            answered like the request of that number, once it is decided; with `true` for its result where the
+                    asker had its position and nothing more is remembered
 
 I1  A notice is part of the state: it survives every node, and is sent only when it is durable (P3).
 """
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from nun import messages as m
 from nun.codec import pack
 from nun.core import effects as fx
+from nun.core.history import position_from
 from nun.core.levels import Level
 from nun.core.stream import PendingEntry
 from nun.core.views import check_patience
-from nun.errors import BadRequest, LevelNotReached, Overloaded
+from nun.errors import BadRequest, LevelNotReached, OutcomeExpired, Overloaded
 from nun.limits import OUTCOMES_SEEN_MAX, WAITS_MAX
+from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from nun.core.state import Row
 
 Handler = Callable[["Session", list[Any]], None]
+Asked = tuple[bytes, int, int, Level]  # routing id, token, number of the WAIT, what it waits for
 
 
 class Outcomes:
@@ -35,14 +39,14 @@ class Outcomes:
 
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
-        self._waiting: dict[tuple[bytes, int], list[tuple[bytes, int, int, Level]]] = {}
+        self._waiting: dict[tuple[bytes, int], list[Asked]] = {}
 
     def handlers(self) -> dict[int, tuple[int, Handler]]:
         """Kind of request -> (length of its array, handler)."""
         return {
             m.OUTCOMES: (3, self.outcomes),
             m.OUTCOMES_SEEN: (5, self.seen),
-            m.WAIT: (6, self.wait),
+            m.WAIT: (7, self.wait),
         }
 
     # Notices
@@ -92,7 +96,7 @@ class Outcomes:
 
     def wait(self, session: Session, message: list[Any]) -> None:
         """Answers what became of a request of this client, when it is decided."""
-        _, _, number, wanted, level, patience_ms = message
+        _, _, number, wanted, level, patience_ms, told = message
         core = self._core
         if type(wanted) is not int or type(patience_ms) is not int:
             raise BadRequest("wait takes the number of a request, a level and a patience")
@@ -104,9 +108,29 @@ class Outcomes:
         if row is not None:
             self._answer(asked, row)
             return
+        if told is not None and self._is_past(asked, _position(told)):
+            return
+        if client is not None and wanted < client.floor:
+            raise OutcomeExpired(f"what became of request {wanted} is no longer remembered")
         if sum(map(len, self._waiting.values())) >= WAITS_MAX:
             raise Overloaded("too many wait for outcomes", limit="WAITS_MAX", retry_after_ms=1_000)
         self._waiting.setdefault((session.client_id, wanted), []).append(asked)
+
+    def _is_past(self, asked: Asked, position: Position) -> bool:
+        """Answers for a request that was decided at a position, when its row is gone and that entry has come."""
+        core = self._core
+        state = core.state
+        peer, _, number, level = asked
+        if state.position is None or position.seq > state.position.seq:
+            return False
+        if not state.in_history(position):
+            text = f"{position} was cut off by a change of primary: what it did is proposed again"
+            raise LevelNotReached(text, level="local")
+        core.level = level
+        session = core.sessions[peer]
+        waits_for = core.stream.at(position.seq)
+        core.reply(session, number, True, position=position, waits_for=waits_for)
+        return True
 
     def decided(self, effects: Sequence[fx.Effect]) -> None:
         """Requests were decided: whoever waits for one of them is answered."""
@@ -121,7 +145,7 @@ class Outcomes:
                     if row is not None:
                         self._answer(one, row)
 
-    def _answer(self, asked: tuple[bytes, int, int, Level], row: Row) -> None:
+    def _answer(self, asked: Asked, row: Row) -> None:
         peer, token, number, level = asked
         core = self._core
         session = core.sessions.get(peer)
@@ -155,3 +179,13 @@ class Outcomes:
                 self._waiting[key] = left
             else:
                 del self._waiting[key]
+
+
+def _position(told: Any) -> Position:
+    try:
+        found = position_from(told)
+    except (TypeError, ValueError):
+        found = None
+    if found is None:
+        raise BadRequest("wait takes the position of the request, or nil")
+    return found

@@ -5,7 +5,8 @@ would tell is dropped (NodeState, I2). The item's own node sees every entry; it 
 
     item made at position p  ->  every entry after what p and this history have in common is looked at  ->  verdict
 
-I1  OPEN only if no entry of this history decided the request, and none can: its client's floor is above its number.
+I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
+    client's floor is above its number. The primary looks whether one did since (`may_decide`).
 I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess.
 """
 
@@ -15,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from nun.core import effects as fx
-from nun.core.outbox import decode_item
-from nun.core.state import NodeState
+from nun.core.outbox import Item, decode_item
+from nun.core.state import ClientRows, NodeState
 from nun.position import Epoch, Position
 
 UNKNOWN: Final = 0
@@ -58,18 +59,34 @@ def first_unseen(items: Iterable[tuple[int, bytes]], state: NodeState) -> int:
     return min([common for common in commons if common >= 0], default=last)
 
 
+def has_passed(state: NodeState, request: Request, op_id: int) -> bool:
+    """Whether the row of a request, if there ever was one, is gone, so that its client cannot ask again."""
+    client_id, number = request
+    client = state.clients.get(client_id)
+    if client is None:
+        return op_id <= state.horizon
+    return number < client.floor and number not in client.rows
+
+
+def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Position) -> bool:
+    """Whether the verdict of a node that had seen the history up to there still holds for a request below the floor."""
+    known = {} if client is None else client.late
+    late = (seq for node, seq in known.items() if node != origin)
+    return verdict == OPEN and max(late, default=0) <= seen.seq
+
+
 class Repeats:
     """Watches the stream for outcomes of requests that are in the outbox."""
 
     def __init__(self, state: NodeState, held: Held) -> None:
         self._state = state
-        self._items: dict[int, Request] = {}
+        self._items: dict[int, tuple[Request, int]] = {}  # and the op id
         self._unseen: set[int] = set()
         self._done: set[int] = set()
         self._waiting: dict[Request, list[int]] = {}
         for number, data in held.items:
             item = decode_item(data)
-            self.add(number, (item.client_id, item.number))
+            self.add(number, item)
             if common_with(item.since, state.epochs) < held.seen_from:
                 self._unseen.add(number)
         for request in held.decided:
@@ -78,9 +95,10 @@ class Repeats:
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, number: int, request: Request) -> None:
+    def add(self, number: int, item: Item) -> None:
         """An item is in the outbox now."""
-        self._items[number] = request
+        request = (item.client_id, item.number)
+        self._items[number] = request, item.op_id
         self._waiting.setdefault(request, []).append(number)
 
     def decided(self, request: Request) -> None:
@@ -95,7 +113,7 @@ class Repeats:
 
     def drop(self, number: int) -> None:
         """An item has left the outbox."""
-        request = self._items.pop(number)
+        request, _ = self._items.pop(number)
         self._unseen.discard(number)
         self._done.discard(number)
         waiting = self._waiting[request]
@@ -109,6 +127,6 @@ class Repeats:
             return DONE
         if number in self._unseen:
             return UNKNOWN
-        client_id, request = self._items[number]
-        client = self._state.clients.get(client_id)
-        return OPEN if client is not None and request < client.floor else LATER
+        request, op_id = self._items[number]
+        first = self._waiting[request][0] == number
+        return OPEN if first and has_passed(self._state, request, op_id) else LATER

@@ -42,6 +42,9 @@ class ClientRows:
     floor: int = 0
     last_op_id: int = 0
     rows: dict[int, Row] = field(default_factory=dict)
+    late: dict[int, int] = field(
+        default_factory=dict
+    )  # node -> seq of its last item that was decided below the floor
 
 
 @dataclass(slots=True)
@@ -95,6 +98,9 @@ class NodeState:
         self.horizon = 0  # op id: a client born at or before it may have been forgotten
         self.highest_op_id = 0
         self.position: Position | None = None
+        self._late: list[
+            ClientRows
+        ] = []  # of outcomes below the floor whose OUTBOX effect is to come
         self._heads = b""  # of the PUTS effect taken last: what an OUTCOME with result True means
 
     # Reading
@@ -171,6 +177,9 @@ class NodeState:
             self._seen(effect[1], effect[2])
         elif kind == fx.OUTBOX:
             self.outboxes[effect[1]] = max(effect[2], self.outboxes.get(effect[1], 0))
+            for client in self._late:
+                client.late[effect[1]] = position.seq
+            self._late.clear()
 
     def _notice(self, client_id: bytes, op_id: int, notice: bytes) -> None:
         """A client is to be told; of too many the oldest go, the ledger has them still."""
@@ -209,6 +218,8 @@ class NodeState:
         if number >= client.floor:
             client.rows[number] = Row(position, status, op_id, result)
             self.rows_bytes += _ROW_BYTES + size_of_result(result)
+        else:
+            self._late.append(client)
         if op_id > self.highest_op_id:
             self.highest_op_id = op_id
         client.last_op_id = self.highest_op_id
@@ -273,6 +284,7 @@ class NodeState:
                     client.floor,
                     client.last_op_id,
                     [[number, *row] for number, row in client.rows.items()],
+                    client.late,
                 ]
                 for client_id, client in self.clients.items()
             ],
@@ -306,8 +318,8 @@ class NodeState:
             state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
             for number, name, options in databases:
                 state.take_database([fx.DATABASE, number, name, options])
-            for client_id, floor, last_op_id, rows in clients:
-                client = ClientRows(floor, last_op_id)
+            for client_id, floor, last_op_id, rows, late in clients:
+                client = ClientRows(floor, last_op_id, late=dict(late))
                 for number, where, status, op_id, result in rows:
                     client.rows[number] = Row(Position(*where), status, op_id, result)
                     state.rows_bytes += _ROW_BYTES + size_of_result(result)

@@ -25,6 +25,7 @@ from nun.core import record
 from nun.core.accept import check_condition, incremented, next_version
 from nun.core.arguments import (
     check_delta,
+    check_floor,
     check_key,
     check_keys,
     check_managed,
@@ -94,8 +95,9 @@ class Tentative:
     def take(self, session: Session, message: list[Any]) -> None:
         """Takes a write with ack level `local`. Raises what the accept rule and the checks raise."""
         core = self._core
-        kind, number, database = message[0], message[2], message[4]
+        kind, number, floor, database = message[0], message[2], message[3], message[4]
         table, rights = core.grant(session, database)
+        check_floor(number, floor)
         known = self._requests.get((session.client_id, number))
         if known is not None:
             self._answer(known[0], session.peer, known[1])
@@ -140,7 +142,9 @@ class Tentative:
         atomic = kind == m.BATCH and message[5]
         name = core.state.databases[database].name.encode()
         since = core.state.position or NOTHING
-        item = Item(session.client_id, number, name, kind, atomic, operations, core.unix_ms, since)
+        item = Item(
+            session.client_id, number, floor, name, kind, atomic, operations, core.unix_ms, since
+        )
         result: Any = answers if kind == m.BATCH else answers[0] if answers else None
         if kind == m.SET_MANY:
             result = record.heads(heads)
@@ -155,7 +159,7 @@ class Tentative:
         self._following += 1
         data = encode_item(item)
         self._items[number] = data
-        self.repeats.add(number, (item.client_id, item.number))
+        self.repeats.add(number, item)
         self._bytes += len(data)
         self._requests[item.client_id, item.number] = (number, reply)
         shown = self.shown.setdefault(database, {})
@@ -205,10 +209,11 @@ class Tentative:
         ready = [number for number in self._items if decided < number <= self._durable]
         bodies = []
         previous = decided
+        seen = core.state.position or NOTHING
         for number in ready:
             if number >= first:
                 verdict = self.repeats.verdict(number)
-                body = item_body(previous, number, verdict, self._items[number])
+                body = item_body(previous, number, verdict, seen, self._items[number])
                 bodies.append((TICKETS_FROM + number, body))
             previous = number
         if not bodies:

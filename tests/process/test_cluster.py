@@ -71,8 +71,12 @@ def test_a_local_write_is_shown_at_once_and_decided_later(cluster: Cluster) -> N
         result = shop.set("name", "ann", ack="local")
         assert (result.status, result.position) == ("tentative", None)
         assert shop.get("name").value == "ann"
+        later = shop.set("name", "anna")
         final = result.wait("all")
         assert (final.status, final.op_id) == ("committed", result.op_id)
+        shop.set("name", "ann")
+        reached = later.wait("all")
+        assert (reached.version, reached.op_id) == (later.version, later.op_id)
     assert value_on(cluster, 0, "name") == "ann"
 
 
@@ -180,7 +184,8 @@ def test_a_primary_that_comes_back_proposes_again_what_only_it_had(cluster: Clus
     cluster.nodes[0].kill("node")
     for index in (1, 2):
         cluster.nodes[index].restart()
-    with cluster.client(1) as client:
+    # She goes on meanwhile: what she had an answer for can no longer be told from a repeat by her requests alone.
+    with cluster.client(1, client_id="ann") as client:
         assert client.promote("node2")["epoch"].startswith("2.")
         shop = database(client)
         assert shop.get("b").value == "old"
@@ -204,7 +209,7 @@ def test_without_a_majority_a_promotion_is_refused_unless_forced(cluster: Cluste
     for index in (0, 2):
         cluster.nodes[index].kill("node")
     with cluster.client(1, timeout=20.0) as client:
-        with pytest.raises(nun.NodeFault, match="no majority"):
+        with pytest.raises(nun.NodeFault, match="no promise of a majority"):
             client.promote("node2")
         told = client.promote("node2", force=True)
         assert (told["node"], len(told["at_stake"])) == ("node2", 2)

@@ -131,6 +131,26 @@ def test_a_write_that_lost_its_place_is_in_the_ledger(story: Story) -> None:
     assert lost.op_id in story.ledger(core.tables[number].records)
 
 
+def test_increments_of_a_client_that_went_on_are_added_when_its_old_primary_returns(
+    story: Story,
+) -> None:
+    client = story.client("node1")
+    story.cut("node1")
+    for _ in range(3):
+        ending, _ = story.ask(client, ops.increment(client.grant, "n", 1, TEXT))
+        assert ending == "done"
+    story.nodes["node1"].kill("for a while")
+    story.promoted("node2")
+    for _ in range(4):
+        ending, _ = story.ask(client, ops.increment(client.grant, "n", 1, TEXT), 30)
+        assert ending == "done"
+    story.same()
+    assert story.get(story.at("node3"), "n") == "7"
+    core = story.nodes["node3"].network.core
+    number = core.state.database_named("d").number
+    assert story.ledger(core.tables[number].records) == set()
+
+
 def test_two_operators_promote_two_nodes_at_once(story: Story) -> None:
     story.put(story.at("node1"), "k", "1", m.ACK_ALL)
     story.promote("node2")

@@ -11,6 +11,7 @@ from nun import messages as m
 from nun.client import operations as ops
 from nun.client.request import Grant
 from nun.client.session import GREETING_PATIENCE_S, PARKED_MAX, RECEIPT_BYTES, Session
+from nun.client.undecided import HELD_BACK_MAX
 from nun.codec import pack, unpack
 from nun.core import record
 from nun.errors import (
@@ -375,6 +376,32 @@ def test_a_write_that_times_out_is_unknown_and_can_be_asked_about(
     assert again[2:] == [*message[2:4], 5, *message[5:]]
     shell.reply(again, 4, [1, 1, 1, 9], 77)
     assert request.answer().op_id == 77
+
+
+def test_the_floor_stays_at_a_local_write_whose_result_lives(shell: Shell, grant: Grant) -> None:
+    def write(ack: tuple[int, int] | None, position: Any) -> tuple[Any, Any]:
+        request = put(grant)
+        request.ack = ack
+        shell.begin(request)
+        [message] = shell.sent()
+        shell.reply(message, 1, position, 77)
+        shell.session.finished.clear()
+        return message, request.hold
+
+    local, hold = write((m.ACK_LOCAL, 100), None)
+    message, none = write(None, [1, 1, 1, 9])
+    assert (message[3], none) == (local[2], None)
+    assert write(None, [1, 1, 1, 10])[0][3] == local[2]
+    del hold
+    message, _ = write(None, [1, 1, 1, 11])
+    assert message[3] == message[2], "nobody can ask any more"
+    old, hold = write((m.ACK_LOCAL, 100), None)
+    for _ in range(HELD_BACK_MAX):
+        message, _ = write(None, [1, 1, 1, 12])
+        assert message[3] == old[2]
+    message, _ = write(None, [1, 1, 1, 12])
+    assert message[3] == message[2], "it is held back so far and no further"
+    assert hold is not None
 
 
 def test_asked_again_the_node_is_as_patient_as_the_caller_is_now(

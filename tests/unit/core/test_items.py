@@ -14,7 +14,15 @@ from nun.core import effects as fx
 from nun.core import record, repeats
 from nun.core.clock import TICK
 from nun.core.outbox import Item, Operation, decode_item, encode_item, items_of_entries
-from nun.errors import BadRequest, NotANumber, PermissionDenied, VersionConflict, WireError
+from nun.errors import (
+    BadRequest,
+    LevelNotReached,
+    NotANumber,
+    OutcomeExpired,
+    PermissionDenied,
+    VersionConflict,
+    WireError,
+)
 from nun.position import NOTHING, Position
 from tests.support.core_driver import DrivenClient
 from tests.support.replicas import Cluster, NodeDriver
@@ -44,7 +52,7 @@ def value_of(node: NodeDriver, key: bytes) -> bytes | None:
 
 def item(number: int, *operations: Operation, kind: int = m.SET, atomic: bool = False) -> bytes:
     return encode_item(
-        Item(CLIENT, number, b"d", kind, atomic, list(operations), 1_700_000_000_000, NOTHING)
+        Item(CLIENT, number, 0, b"d", kind, atomic, list(operations), 1_700_000_000_000, NOTHING)
     )
 
 
@@ -54,10 +62,13 @@ def decide(
     data: bytes,
     previous: int | None = None,
     verdict: int = repeats.LATER,
+    seen: Position | None = None,
+    origin: int = 2,
 ) -> None:
     """An item of node 2 comes to the primary."""
     before = outbox_number - 1 if previous is None else previous
-    node.hear(pm.PROPOSALS, [[2, outbox_number, pack((before, outbox_number, verdict, data))]])
+    body = pack((before, outbox_number, verdict, seen or node.core.state.position, data))
+    node.hear(pm.PROPOSALS, [[origin, outbox_number, body]])
     node.sync()
 
 
@@ -238,7 +249,9 @@ def test_what_comes_for_a_dropped_database_is_told_with_its_value(cluster: Clust
 def test_what_is_no_item_changes_nothing(cluster: Cluster) -> None:
     before = cluster.primary.core.state.dump()
     for bad in (b"", b"\xc1", pack([1]), pack(list(range(11)))):
-        cluster.primary.hear(pm.PROPOSALS, [[2, 1, pack((0, 1, repeats.LATER, bad))]])
+        cluster.primary.hear(
+            pm.PROPOSALS, [[2, 1, pack((0, 1, repeats.LATER, Position(1, 1, 1, 1), bad))]]
+        )
         cluster.primary.sync()
     after = cluster.primary.core.state.dump()
     assert after[:-1] == before[:-1]
@@ -331,12 +344,48 @@ def test_waiting_for_a_request_gives_what_it_came_to(cluster: Cluster) -> None:
     client = replica.client()
     taken = write(client, m.INCREMENT, 1, "n", 3, level=LOCAL)
     keep_outbox(replica)
-    waits = ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000)
+    waits = ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000, None)
     assert client.reply_to(waits) is None
     cluster.forward()
     cluster.carry()
     assert reply_to(client, waits).result == [1, 3]
-    assert reply_to(client, ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000)).result == [1, 3]
+    assert reply_to(client, ask(client, m.WAIT, taken, m.ACK_PRIMARY, 9_000, None)).result == [1, 3]
+
+
+def test_waiting_for_what_is_no_longer_remembered_needs_its_position(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    first = write(client, m.SET, 1, "a", "1", None)
+    cluster.forward()
+    cluster.carry()
+    position = reply_to(client, first).position
+    assert position is not None
+    client.floor = client.number + 1
+    write(client, m.SET, 1, "a", "2", None)
+    cluster.forward()
+    cluster.carry()
+    assert first not in replica.core.state.clients[client.client_id].rows
+    reply = reply_to(client, ask(client, m.WAIT, first, m.ACK_PRIMARY, 9_000, position))
+    assert (reply.status, reply.result, reply.position) == (0, True, position)
+    number = ask(client, m.WAIT, first, m.ACK_PRIMARY, 9_000, None)
+    assert error_of(client, number) == OutcomeExpired.code
+    cut = [*position[:2], 9, position[3]]
+    assert error_of(client, ask(client, m.WAIT, first, 0, 9_000, cut)) == LevelNotReached.code
+    bad = ask(client, m.WAIT, first, 0, 9_000, [1, 2])
+    assert error_of(client, bad) == BadRequest.code
+
+
+def test_local_writes_drop_the_rows_that_their_client_is_done_with(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    for _ in range(5):
+        client.floor = client.number + 1
+        write(client, m.INCREMENT, 1, "n", 1, level=LOCAL)
+    keep_outbox(replica)
+    cluster.forward()
+    cluster.carry()
+    assert value_of(cluster.primary, b"n") == b"5"
+    assert len(cluster.primary.core.state.clients[client.client_id].rows) == 1
 
 
 def test_the_ledger_is_read_by_who_may_read_the_key_and_written_by_nobody(cluster: Cluster) -> None:

@@ -35,7 +35,9 @@ def increment(
 ) -> tuple[bytes, int]:
     op_id = stamp(cluster.primary)
     operation = Operation(m.INCREMENT, b"n", delta, 0, op_id)
-    return encode_item(Item(CLIENT, number, b"d", m.INCREMENT, False, [operation], 0, since)), op_id
+    return encode_item(
+        Item(CLIENT, number, 0, b"d", m.INCREMENT, False, [operation], 0, since)
+    ), op_id
 
 
 def go_on(node: NodeDriver, number: int) -> None:
@@ -87,6 +89,56 @@ def test_what_nobody_can_tell_from_a_repeat_goes_to_the_ledger(cluster: Cluster)
     decide(primary, 1, data, verdict=UNKNOWN)
     assert value_of(primary, b"n") is None
     assert [entry["op_id"] for entry in ledger(primary)] == [op_id]
+
+
+def test_items_of_two_nodes_for_one_request_are_decided_once(cluster: Cluster) -> None:
+    """Both had seen the history up to the same entry, without a decision."""
+    primary = cluster.primary
+    go_on(primary, 9)
+    seen = primary.core.state.position
+    data, _ = increment(cluster, 3)
+    more, _ = increment(cluster, 4)
+    decide(primary, 1, data, verdict=OPEN, seen=seen)
+    decide(primary, 2, more, verdict=OPEN, seen=seen)
+    decide(primary, 1, data, verdict=OPEN, seen=seen, origin=3)
+    assert value_of(primary, b"n") == b"2"
+    primary.restart()
+    primary.hear(pm.BE_PRIMARY, 1, len(primary.frames))
+    primary.sync()
+    decide(primary, 1, data, verdict=OPEN, seen=seen, origin=3)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"2", {2: 2})
+    decide(primary, 1, data, verdict=DONE, origin=3)
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"2", {2: 2, 3: 1})
+
+
+def test_what_a_node_saw_of_another_history_counts_for_nothing(cluster: Cluster) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    data, _ = increment(cluster, 3)
+    for verdict in (OPEN, DONE, UNKNOWN, LATER):
+        decide(primary, 1, data, verdict=verdict, seen=Position(1, 1, 7, 2))
+    assert (value_of(primary, b"n"), primary.core.state.outboxes) == (None, {})
+
+
+def test_a_request_that_is_twice_in_one_outbox_is_open_once() -> None:
+    state = _state((Epoch(1, 1, 1), 1), last=4)
+    state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
+    known = Repeats(state, Held())
+    for number in (1, 2):
+        known.add(number, Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, NOTHING))
+    assert [known.verdict(1), known.verdict(2)] == [OPEN, LATER]
+    known.drop(1)
+    assert known.verdict(2) == OPEN
+
+
+def test_a_client_that_was_forgotten_cannot_ask_again() -> None:
+    state = _state((Epoch(1, 1, 1), 1), last=4)
+    operation = Operation(m.SET, b"a", b"1", 0, 50)
+    known = Repeats(state, Held())
+    known.add(1, Item(CLIENT, 3, 0, b"d", m.SET, False, [operation], 0, NOTHING))
+    assert known.verdict(1) == LATER
+    state.forget([CLIENT], 50)
+    assert known.verdict(1) == OPEN
 
 
 def test_a_client_that_moves_to_another_node_loses_no_local_increment(cluster: Cluster) -> None:
@@ -168,12 +220,12 @@ def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
     state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
     items = []
     for number, since in enumerate((12, 30, 31), 1):
-        data = Item(CLIENT, number, b"d", m.SET, False, [], 0, Position(2, 2, 1, since))
+        data = Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, Position(2, 2, 1, since))
         items.append((number, encode_item(data)))
     assert repeats.first_unseen(items, state) == 12
     known = Repeats(state, Held(4, items, 20, frozenset({(CLIENT, 3)})))
     assert [known.verdict(number) for number in (1, 2, 3)] == [UNKNOWN, OPEN, DONE]
-    known.add(4, (CLIENT, 20))
+    known.add(4, Item(CLIENT, 20, 0, b"d", m.SET, False, [], 0, NOTHING))
     assert known.verdict(4) == LATER
     known.look_at([(fx.OUTCOME, CLIENT, 20, 0, 0, 5, 1)])
     assert known.verdict(4) == DONE

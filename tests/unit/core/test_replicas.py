@@ -317,7 +317,7 @@ def test_a_node_that_is_no_longer_primary_says_so_to_proposals(cluster: Cluster)
 
 
 def test_a_proposal_that_is_no_proposal_is_refused(cluster: Cluster) -> None:
-    cluster.primary.hear(pm.PROPOSALS, [[2, 1, b"\x95\x01\x02\x03\x04\x05"], [2, 2, b"\xc1"]])
+    cluster.primary.hear(pm.PROPOSALS, [[2, 1, b"\x96\x01\x02\x03\x04\x05\x06"], [2, 2, b"\xc1"]])
     ((_, decisions),) = cluster.primary.told(pm.DECISIONS)
     assert len(decisions) == 2
 
