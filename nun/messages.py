@@ -35,6 +35,9 @@ BATCH: Final = 10  # [10, token, number, floor, database, atomic, kinds, payload
 #   kinds: one byte an operation (the kind of the single request: GET, SET, REMOVE, INCREMENT)
 #   payload: msgpack bytes of [keys, arguments]   argument: value of SET, delta of INCREMENT, else nil
 #   conditions: nil or {index: condition}
+IS_KIND: Final = {  # for bytes.translate: of `kinds`, 1 where an operation is of that kind, else 0
+    kind: bytes(index == kind for index in range(256)) for kind in (GET, SET, REMOVE, INCREMENT)
+}
 KEYS: Final = 11  # [11, token, number, database, pattern, limit, after]
 WATCH: Final = 12  # [12, token, number, database, scope, key, since, credit]
 CREDIT: Final = 13  # [13, token, 0, watch, bytes]         no reply
@@ -83,9 +86,11 @@ WATCH_ALL: Final = 3
 
 # Results: HELLO [token, born, next_number, {"node", "version", "cluster_id", "role"}]; USE [database, {options}];
 # GET record or nil; GET_MANY [record or nil]; SET, REMOVE version; INCREMENT [version, value]; SET_MANY heads (12 bytes
-# GET record or nil; GET_MANY [record or nil]; SET, REMOVE version; INCREMENT [version, value]; SET_MANY heads (12 bytes
-# [code, message, fields]]; KEYS [[key, ...], after or nil]; WATCH watch number. The i-th operation of a batch has the
-# op id `op_id + i * TICK`. A record is the packed bytes of nun/core/record.py; a tombstone means "absent".
+# of what each replaced) or as BATCH; BATCH [answer, ...]: what the single request gives, or [code, message, fields];
+# the i-th has the op id `op_id + i * TICK`. Where its gets, sets and increments are of different keys, a map of those
+# kinds that it has, {GET: [record or nil], SET: heads, INCREMENT: [heads of the distinct keys, sums of 8 bytes]}, in
+# which the sets have the first op ids and the increments the next. KEYS [[key, ...], after or nil]; WATCH watch number.
+# A record is the packed bytes of nun/core/record.py; a tombstone means "absent".
 
 # Node to client, unasked ---------------------------------------------------------------------------------------
 

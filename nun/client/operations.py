@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import compress
 from typing import Any
 
 from nun import messages as m
 from nun.client.request import Grant, Request, nothing
 from nun.client.results import (
     BatchResults,
+    ColumnResults,
     DatabaseInfo,
     Entries,
     Entry,
@@ -22,6 +24,7 @@ from nun.client.values import (
     Condition,
     Decoding,
     check_delta,
+    check_deltas,
     check_key,
     check_keys,
     check_name,
@@ -134,17 +137,19 @@ def batch(
 
 
 def _check_arguments(kinds: bytes, keys: list[Any], arguments: list[Any]) -> None:
-    for kind, key, argument in zip(kinds, keys, arguments, strict=True):
-        if kind == m.SET:
-            if type(argument) is not str:
-                check_value(key, argument)
-        elif kind == m.INCREMENT:
-            check_delta(key, argument)
+    chosen = kinds.translate(m.IS_KIND[m.SET])
+    check_values(list(compress(keys, chosen)), list(compress(arguments, chosen)))
+    chosen = kinds.translate(m.IS_KIND[m.INCREMENT])
+    check_deltas(list(compress(keys, chosen)), list(compress(arguments, chosen)))
 
 
 def _batch_results(request: Request, kinds: bytes, keys: list[Any]) -> Lazy[Any]:
     """Raises BatchError when an operation failed, or the batch was refused whole."""
     answers = request.result
+    if isinstance(answers, dict):
+        # By kind of operation, where each kind could be decided by itself.
+        op_id, position = request.op_id, request.position
+        return ColumnResults(kinds, keys, answers, op_id, position, request.decoding)
     if request.status:
         answers = request.error().fields.get("results", [])
     results = BatchResults(kinds, keys, answers, request.op_id, request.position, request.decoding)

@@ -6,17 +6,17 @@ making a thousand objects at once would cost more than the request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
-from itertools import repeat
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import compress, count, repeat
 from operator import eq, itemgetter
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from nun.client.values import Decoding, is_live
 from nun.core.clock import TICK
-from nun.core.record import HEAD_BYTES, SPECIAL, unpack_head
-from nun.errors import BadRequest, RequestError, from_wire
-from nun.messages import GET, INCREMENT
+from nun.core.record import HEAD_BYTES, SPECIAL, unpack_head, unpack_integers, versions_of_heads
+from nun.errors import BadRequest, RequestError, WireError, from_wire
+from nun.messages import GET, INCREMENT, IS_KIND, SET
 from nun.position import Position
 
 
@@ -94,26 +94,32 @@ def shown_key(key: str | bytes, decoding: Decoding) -> Any:
     return decoding.key(_raw_key(key)) if isinstance(key, bytes) or decoding.name is None else key
 
 
-class Result:
-    """What became of a write. It can also be awaited, so that both clients share this class."""
+class Result(tuple[Any, ...]):
+    """What became of a write: (version, op id, position as it came, sum). Awaitable, so that both clients share it.
 
-    __slots__ = ("_position", "_wait", "op_id", "value", "version")
+    A tuple underneath, as Entry is and for the same reason.
+    """
 
-    def __init__(self, version: int, op_id: int, position: Any, value: int | None = None) -> None:
-        self._wait: Callable[[str | int, float | None], Any] | None = None
-        self.version = version
-        self.op_id = op_id
-        self.value = value  # of an increment: the sum
-        self._position = position
+    _wait: Callable[[str | int, float | None], Any] | None = None  # of a request of its own
+
+    def __new__(cls, version: int, op_id: int, position: Any, value: int | None = None) -> Result:
+        return tuple.__new__(cls, (version, op_id, position, value))
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    version = property(itemgetter(0))
+    op_id = property(itemgetter(1))
+    value = property(itemgetter(3))  # of an increment: the sum
 
     @property
     def position(self) -> Position | None:
-        return None if self._position is None else Position(*self._position)
+        return None if self[2] is None else Position(*self[2])
 
     @property
     def status(self) -> str:
         """ "tentative" while it is taken and not decided, else "committed"."""
-        return "tentative" if self._position is None and self.op_id else "committed"
+        return "tentative" if self[2] is None and self[1] else "committed"
 
     def wait(self, level: str | int = "primary", timeout: float | None = None) -> Any:
         """Waits until the write is decided and has reached an ack level; returns what it came to.
@@ -146,6 +152,9 @@ class Result:
             other.value,
         )
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((self.version, self.op_id))
 
@@ -154,6 +163,9 @@ class Result:
         return (
             f"Result(version={self.version}, op_id={self.op_id}, position={self.position}{value})"
         )
+
+
+_made_result = partial(tuple.__new__, Result)
 
 
 class Event(NamedTuple):
@@ -260,6 +272,107 @@ class SetResults(Lazy[Result]):
     def _make(self, index: int) -> Result:
         word: int = unpack_head(self._heads, index * HEAD_BYTES)[0]
         return Result((word & ~SPECIAL) + 1, self._op_id + index * TICK, self.position)
+
+    def __iter__(self) -> Iterator[Result]:
+        versions = [(word & ~SPECIAL) + 1 for word in versions_of_heads(self._heads)]
+        return _results(versions, self._op_id, self.position, repeat(None))
+
+
+def _results(
+    versions: Sequence[int], op_id: int, position: Position | None, values: Iterable[int | None]
+) -> Iterator[Result]:
+    op_ids = count(op_id, TICK)
+    return map(_made_result, zip(versions, op_ids, repeat(position), values, strict=False))
+
+
+class SumResults(Lazy[Result]):
+    """The results of increments: made from the sums, and the heads of what the distinct keys held before."""
+
+    def __init__(
+        self, keys: Sequence[Any], heads: bytes, sums: bytes, op_id: int, position: Position | None
+    ) -> None:
+        self._sums = unpack_integers(sums)
+        super().__init__(len(self._sums))
+        distinct = dict.fromkeys(keys)
+        if len(distinct) * HEAD_BYTES != len(heads):
+            # The same key was given as text and as bytes.
+            keys = [_raw_key(key) for key in keys]
+            distinct = dict.fromkeys(keys)
+        if (len(distinct) * HEAD_BYTES, len(keys)) != (len(heads), len(self._sums)):
+            raise ValueError("heads, sums and keys are not of one length")
+        self._keys = keys
+        self._distinct = distinct
+        self._heads = heads
+        self._op_id = op_id
+        self._position = position
+
+    @cached_property
+    def _versions(self) -> list[int]:
+        held: dict[Any, int] = dict(
+            zip(self._distinct, versions_of_heads(self._heads), strict=True)
+        )
+        versions = []
+        for key in self._keys:
+            version = held[key] = held[key] + 1
+            versions.append(version)
+        return versions
+
+    def _make(self, index: int) -> Result:
+        op_id = self._op_id + index * TICK
+        return Result(self._versions[index], op_id, self._position, self._sums[index])
+
+    def __iter__(self) -> Iterator[Result]:
+        return _results(self._versions, self._op_id, self._position, self._sums)
+
+
+class ColumnResults(Lazy[Any]):
+    """The results of a pipeline whose gets, sets and increments were decided kind by kind.
+
+    Args:
+        told: kind of operation -> what the node told of all operations of that kind.
+
+    Raises:
+        WireError: the node told of more or fewer.
+    """
+
+    def __init__(
+        self,
+        kinds: bytes,
+        keys: Sequence[Any],
+        told: dict[int, Any],
+        op_id: int,
+        position: Any,
+        decoding: Decoding,
+    ) -> None:
+        super().__init__(len(kinds))
+        self._kinds = kinds
+        self.position = None if position is None else Position(*position)
+        self._columns: dict[int, Lazy[Any]] = {}
+        try:
+            if SET in told:
+                self._columns[SET] = SetResults(told[SET], op_id, self.position)
+                op_id += TICK * len(self._columns[SET])
+            if INCREMENT in told:
+                heads, sums = told[INCREMENT]
+                counted = list(compress(keys, kinds.translate(IS_KIND[INCREMENT])))
+                self._columns[INCREMENT] = SumResults(counted, heads, sums, op_id, self.position)
+            if GET in told:
+                asked = list(compress(keys, kinds.translate(IS_KIND[GET])))
+                self._columns[GET] = Entries(asked, told[GET], decoding)
+        except (TypeError, ValueError) as error:
+            raise WireError(f"the node's answer to a batch: {error}") from error
+        if {kind: len(column) for kind, column in self._columns.items()} != {
+            kind: kinds.count(kind) for kind in {*kinds}
+        }:
+            raise WireError("the node's answer to a batch does not fit it")
+
+    def _make(self, index: int) -> Any:
+        kind = self._kinds[index]
+        return self._columns[kind][self._kinds.count(kind, 0, index)]
+
+    def __iter__(self) -> Iterator[Any]:
+        columns = {kind: iter(column) for kind, column in self._columns.items()}
+        return map(next, map(columns.__getitem__, self._kinds))
 
 
 class BatchResults(Lazy[Any]):

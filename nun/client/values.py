@@ -140,6 +140,17 @@ def check_delta(key: Any, delta: Any) -> None:
         raise BadRequest(f"the increment of key {key!r:.60} has more than 64 bits")
 
 
+def check_deltas(keys: list[Any], deltas: list[Any]) -> None:
+    """Raises TypeError or BadRequest that names the key of the first that is no 64-bit integer."""
+    if deltas and ({*map(type, deltas)} != {int} or not _all_64_bits(deltas)):
+        for key, delta in zip(keys, deltas, strict=True):
+            check_delta(key, delta)
+
+
+def _all_64_bits(numbers: list[int]) -> bool:
+    return min(numbers) >= -(2**63) and max(numbers) < 2**63
+
+
 def check_name(name: Any, what: str) -> None:
     """Raises TypeError unless `name` can be a name, a token or the like."""
     if not isinstance(name, str | bytes):

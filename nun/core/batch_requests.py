@@ -1,9 +1,9 @@
 """Requests for many keys at once.
 
-Large batches of plain sets (SET_MANY of distinct keys, none a tombstone) are decided by column: the heads of what they
-replace are joined, checked at once, and published together with the client's own bytes; the new records are built and
-stored by `settle`, while the storage writer is busy. All other batches are decided one operation after the other by the
-accept rule and stored at once.
+Plain sets of distinct keys, increments of keys that hold integers, and gets of other keys are decided by column
+(nun/core/batch_columns.py): the heads of what they replace are joined, checked at once and published; the new records
+are built and stored by `settle`, while the storage writer is busy. All other batches are decided one operation after
+the other by the accept rule and stored at once.
 
 I1  At most one batch is put off, and `settle` comes before anything that looks at a table.
 I2  A batch with `atomic` changes all or nothing: what it stored is put back before it is refused.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nun import messages as m
@@ -37,10 +36,21 @@ from nun.core.arguments import (
     check_values,
     columns,
 )
+from nun.core.batch_columns import (
+    ByKind,
+    Columns,
+    Sets,
+    Sums,
+    by_kind,
+    plan,
+    plan_sets,
+    read,
+)
 from nun.core.clock import TICK
 from nun.core.data_requests import LOGGED, RIGHT_OF, Handler
 from nun.core.keyspace import Table
 from nun.core.record import ABSENT, HEAD_BYTES, pack_head
+from nun.core.stream import later
 from nun.errors import BadRequest, BatchRefused
 from nun.limits import VERSION_MAX
 
@@ -53,21 +63,14 @@ if TYPE_CHECKING:
 _DIGITS_SURE: Final = 18  # so many digits are surely a 64-bit integer
 _SURE_DELTA: Final = 2**62  # adding no more than this to them stays one
 _version_word = struct.Struct("<I").unpack_from
-_IS_KIND: Final = {  # for bytes.translate: 1 where an operation is of that kind, else 0
-    kind: bytes(index == kind for index in range(256)) for kind in RIGHT_OF
-}
 
 
 class _PutOff(NamedTuple):
-    """A batch of plain sets that is decided and published, and not yet stored; `new` is to be filled."""
+    """A column that is decided and published, and not yet stored."""
 
     table: Table
-    keys: Sequence[bytes]
-    values: Sequence[bytes]
-    old: Sequence[bytes]
-    versions: Sequence[int]
+    column: Sets | Sums
     first_op_id: int
-    new: list[bytes]
 
 
 class BatchRequests:
@@ -76,7 +79,7 @@ class BatchRequests:
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
         self._stream = core.stream
-        self.put_off: _PutOff | None = None
+        self.put_off: list[_PutOff] = []
 
     def handlers(self) -> dict[int, tuple[int, Handler]]:
         """Kind of request -> (length of its array, handler)."""
@@ -102,51 +105,49 @@ class BatchRequests:
             else:
                 core.data.answer_write(session, number, row, database)
             return
-        if self.put_off is not None:
+        if self.put_off:
             self.settle()
-        old = list(map(table.records.get, keys, repeat(ABSENT)))
-        heads = record.heads(old)
-        versions = record.versions_of_heads(heads)
         distinct = {*keys}
         if b"" in distinct:
             raise BadRequest("a key is a text of at least one byte")
-        plain = len(distinct) == len(keys) and max(versions, default=0) < VERSION_MAX
-        if not plain:
+        sets = plan_sets(table, keys, values) if len(distinct) == len(keys) else None
+        if sets is None:
             kinds = bytes([m.SET]) * len(keys)
             self._decide_batch(session, (number, floor, database, False), kinds, keys, values, None)
             return
         stream = self._stream
         first = core.stamp(session, len(keys)) if keys else 0
-        entry = stream.add((fx.PUTS, database, first, heads, payload))
+        entry = stream.add(sets.effect(database, first, payload))
         core.outcome(session, number, floor, 0, first, True)
-        new: list[bytes] = []
-        self.put_off = _PutOff(table, keys, values, old, versions, first, new)
-        entry.changes.append(fx.RecordChange(database, keys, new))
+        self._put_off(entry, database, _PutOff(table, sets, first))
         entry.timed.append(("write", core.now_ns, 1))
-        core.reply(session, number, heads, position=entry.position, op_id=first, waits_for=entry)
+        core.reply(
+            session, number, sets.heads, position=entry.position, op_id=first, waits_for=entry
+        )
+
+    def _put_off(self, entry: PendingEntry, database: int, put_off: _PutOff) -> None:
+        self.put_off.append(put_off)
+        column = put_off.column
+        entry.changes.append(fx.RecordChange(database, column.keys, column.new))
 
     def settle(self) -> None:
-        """Builds and stores the records of the batch of sets that was put off."""
-        put_off = self.put_off
-        if put_off is None:
-            return
-        self.put_off = None
-        table, keys, values, old, versions, first, new = put_off
-        op_ids = range(first, first + TICK * len(keys), TICK)
-        new += [
-            pack_head(version + 1, op_id) + value
-            for version, op_id, value in zip(versions, op_ids, values, strict=True)
-        ]
-        table.put_many(keys, new, old)
+        """Builds and stores the records of the batch that was put off."""
+        put_off, self.put_off = self.put_off, []
+        for table, column, first_op_id in put_off:
+            column.store(table, first_op_id)
 
     def batch(self, session: Session, message: list[Any]) -> None:
         _, _, number, floor, database, atomic, kinds, payload, conditions = message
         core = self._core
-        _, rights = core.grant(session, database)
+        table, rights = core.grant(session, database)
         keys, arguments = columns(payload)
         if type(kinds) is not bytes or len(kinds) != len(keys) or type(atomic) is not bool:
             raise BadRequest("a batch has a boolean `atomic` and one byte of kind an operation")
-        self._check_operations(rights, kinds, keys, arguments, all_short(payload))
+        unknown = {*kinds} - RIGHT_OF.keys()
+        if unknown:
+            raise BadRequest(f"operations of a batch are of kinds 4, 6, 7, 8; found {min(unknown)}")
+        chosen = by_kind(kinds, keys, arguments)
+        self._check_operations(rights, keys, chosen, all_short(payload))
         if conditions is not None:
             if not isinstance(conditions, dict):
                 raise BadRequest("the conditions of a batch are nil or a map by index")
@@ -158,38 +159,68 @@ class BatchRequests:
         if row is not None:
             self._answer_batch(session, number, row, database, kinds, keys)
             return
-        if self.put_off is not None:
+        if self.put_off:
             self.settle()
+        if m.GET in chosen:
+            found = map(table.records.get, chosen[m.GET][0])
+            core.check_reply_size(sum(map(len, filter(None, found))))
+        planned = plan(table, chosen) if conditions is None else None
+        if planned is not None:
+            self._take_columns(session, (number, floor, database), kinds, planned)
+            return
         self._decide_batch(
             session, (number, floor, database, atomic), kinds, keys, arguments, conditions
         )
 
     @staticmethod
-    def _check_operations(
-        rights: Rights, kinds: bytes, keys: Sequence[Any], arguments: Sequence[Any], short: bool
-    ) -> None:
-        used = {*kinds}
-        unknown = used - RIGHT_OF.keys()
-        if unknown:
-            raise BadRequest(f"operations of a batch are of kinds 4, 6, 7, 8; found {min(unknown)}")
+    def _check_operations(rights: Rights, keys: Sequence[Any], chosen: ByKind, short: bool) -> None:
         joined = check_keys(keys, short)
         if b"" in keys:
             raise BadRequest("a key is a text of at least one byte")
         if b"$" in joined:
-            for kind, key in zip(kinds, keys, strict=True):
+            for kind, (written, _) in chosen.items():
                 if kind != m.GET:
-                    check_managed(key)
-        if m.SET in used:
-            check_values(list(compress(arguments, kinds.translate(_IS_KIND[m.SET]))), short)
-        if m.INCREMENT in used:
-            deltas = list(compress(arguments, kinds.translate(_IS_KIND[m.INCREMENT])))
+                    for key in written:
+                        check_managed(key)
+        if m.SET in chosen:
+            check_values(chosen[m.SET][1], short)
+        if m.INCREMENT in chosen:
+            deltas = chosen[m.INCREMENT][1]
             if {*map(type, deltas)} != {int} or min(deltas) < INT_MIN or max(deltas) > INT_MAX:
                 for delta in deltas:
                     check_delta(delta)
         if not rights.everything or b"$$" in joined:
-            for kind in used:
-                chosen = list(compress(keys, kinds.translate(_IS_KIND[kind])))
-                rights.check_many(RIGHT_OF[kind], chosen, joined)
+            for kind, (named, _) in chosen.items():
+                rights.check_many(RIGHT_OF[kind], named, joined)
+
+    def _take_columns(
+        self, session: Session, head: tuple[int, int, int], kinds: bytes, planned: Columns
+    ) -> None:
+        """Publishes what was planned and puts off storing it: first the sets, then the increments."""
+        number, floor, database = head
+        core = self._core
+        stream = self._stream
+        table, gets, sets, increments = planned
+        records = read(table, gets)
+        sets_count = len(sets.keys) if sets is not None else 0
+        count = sets_count + (len(increments.keys) if increments is not None else 0)
+        first = core.stamp(session, count or 1)
+        entry = stream.entry()
+        if sets is not None:
+            payload = pack((sets.keys, sets.values))
+            stream.add(sets.effect(database, first, payload))
+            self._put_off(entry, database, _PutOff(table, sets, first))
+        if increments is not None:
+            first_sum = first + sets_count * TICK
+            stream.add(increments.effect(database, first_sum))
+            self._put_off(entry, database, _PutOff(table, increments, first_sum))
+        told = planned.told()
+        # The order of its operations goes into the log too: who decides this batch again answers in that order.
+        core.outcome(session, number, floor, 0, first, {m.BATCH: kinds, **told})
+        entry.timed.append(("write", core.now_ns, 1))
+        if gets:
+            told[m.GET] = records
+        core.reply(session, number, told, position=entry.position, op_id=first, waits_for=entry)
 
     def _decide_batch(
         self,
@@ -242,12 +273,19 @@ class BatchRequests:
         match row.result:
             case [bytes() as packed]:
                 answers = unpack(packed)
+            case dict() as told if told[m.BATCH] == kinds:
+                self._tell_columns(session, number, row, database, kinds, keys)
+                return
             case _:
                 answers = None
+        if answers is not None and len(answers) == len(kinds) - kinds.count(m.GET):
+            # Decided anew after a change of primary: what was read is not among the answers.
+            each = iter(answers)
+            answers = [None if kind == m.GET else next(each) for kind in kinds]
         if answers is None or len(answers) != len(kinds):
             raise BadRequest(f"number {number} was used for another kind of request")
         waits_for = None
-        if m.GET in kinds:
+        if m.GET in kinds and not row.status:
             self.settle()
             records = self._core.tables[database].records
             for index in [index for index, kind in enumerate(kinds) if kind == m.GET]:
@@ -255,6 +293,31 @@ class BatchRequests:
                 answers[index] = packed_record if record.is_live(packed_record) else None
             waits_for = self._stream.waits_for(database, keys)
         self._tell_batch(session, number, row, database, answers, True, waits_for)
+
+    def _tell_columns(
+        self,
+        session: Session,
+        number: int,
+        row: Row,
+        database: int,
+        kinds: bytes,
+        keys: Sequence[bytes],
+    ) -> None:
+        told = {kind: answer for kind, answer in row.result.items() if kind != m.BATCH}
+        waits_for = self._stream.at(row.position.seq)
+        if m.GET in kinds:
+            self.settle()
+            gets, _ = by_kind(kinds, keys, keys)[m.GET]
+            told[m.GET] = read(self._core.tables[database], gets)
+            waits_for = later(waits_for, self._stream.waits_for(database, gets))
+        self._core.reply(
+            session,
+            number,
+            told,
+            position=row.position,
+            op_id=row.op_id,
+            waits_for=waits_for,
+        )
 
     def _tell_batch(
         self,
@@ -266,7 +329,7 @@ class BatchRequests:
         failed: bool,
         waits_for: PendingEntry | None,
     ) -> None:
-        waits_for = self._stream.at(row.position.seq) or waits_for
+        waits_for = later(waits_for, self._stream.at(row.position.seq))
         if failed:
             for index in [i for i, answer in enumerate(answers) if _is_refusal(answer)]:
                 code, text, key = answers[index]

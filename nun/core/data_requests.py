@@ -19,6 +19,7 @@ from nun.core.access import CONNECTIONS_KEY
 from nun.core.arguments import check_delta, check_key, check_keys, check_managed, check_value
 from nun.core.keyspace import Pattern
 from nun.core.record import ABSENT, pack_head
+from nun.core.stream import later
 from nun.errors import BadRequest, NotANumber, VersionConflict
 from nun.limits import BATCH_OPERATIONS_MAX, KEYS_PAGE_MAX, KEYS_SCAN_MAX
 
@@ -58,7 +59,7 @@ class DataRequests:
         _, _, number, database, key = message
         core = self._core
         table, rights = core.grant(session, database)
-        if core.batches.put_off is not None:
+        if core.batches.put_off:
             core.settle()
         if type(key) is not bytes:
             raise BadRequest("a key is a text of at least one byte")
@@ -85,7 +86,7 @@ class DataRequests:
         _, _, number, database, keys = message
         core = self._core
         table, rights = core.grant(session, database)
-        if core.batches.put_off is not None:
+        if core.batches.put_off:
             core.settle()
         if not isinstance(keys, list) or len(keys) > BATCH_OPERATIONS_MAX:
             raise BadRequest(f"keys are an array of at most {BATCH_OPERATIONS_MAX}")
@@ -155,7 +156,7 @@ class DataRequests:
         if row is not None:
             self.answer_write(session, number, row, database)
             return
-        if core.batches.put_off is not None:
+        if core.batches.put_off:
             core.settle()
         old = table.records.get(key, ABSENT)
         stream = self._stream
@@ -222,5 +223,5 @@ class DataRequests:
             table = self._core.tables.get(database)
             current = table.records.get(key) if table is not None else None
             fields["current"] = current if record.is_live(current) else None
-            waits_for = self._stream.waits_for(database, (key,)) or waits_for
+            waits_for = later(waits_for, self._stream.waits_for(database, (key,)))
         return [text, fields], waits_for

@@ -22,6 +22,7 @@ element is its kind:
     OUTCOME         [kind, client_id, number, floor, status, op_id, result]  what became of one request
     FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
     RECORDS         [kind, database, last_op_id, keys, records, replaced] many changes at once: the new packed records
+    SUMS            [kind, database, first_op_id, heads, keys, deltas, sums]    many increments at once, see below
 
 `members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
 the lowest number that no member ever had.
@@ -33,10 +34,17 @@ handed on unchanged; `heads` holds, for each key, the twelve bytes (version, op 
 where the key was absent. The i-th new record has the old version + 1 and op id `first_op_id + i * TICK`. That is as
 absolute as a PUT: applying it twice changes nothing. Its keys are distinct and none of them held a tombstone.
 
-RECORDS is what a mixed batch comes to: keys (one may stand there twice, the later record counts), the records they got
-(nun/core/record.py; live or tombstone), the highest op id among them, and the joined heads of what each replaced.
+SUMS does the same for increments: `deltas` and `sums` hold what each added and came to, as 64-bit integers of eight
+bytes; a key may stand among the keys again. `heads` are those of the records that the distinct keys held, in the order
+in which each key first comes; they were live integers. The i-th increment made the record of op id
+`first_op_id + i * TICK`, one version on.
 
-`result` of an OUTCOME is what the reply carried; True stands for the heads of the PUTS effect just before it.
+RECORDS is what any other batch comes to: keys (one may stand there twice, the later record counts), the records they
+got (nun/core/record.py; live or tombstone), the highest op id among them, and the joined heads of what each replaced.
+
+`result` of an OUTCOME is what the reply carried, but for what was read; of a batch decided kind by kind it also has its
+`kinds`, under the number of BATCH; of any other batch it is an array of the packed answers. True stands for
+the heads of the PUTS effect just before it.
 """
 
 from __future__ import annotations
@@ -71,6 +79,7 @@ OUTBOX: Final = 12
 INCREMENTED: Final = 13
 NOTICE: Final = 14
 SEEN: Final = 15
+SUMS: Final = 16
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -88,6 +97,7 @@ _LENGTHS: Final = {
     INCREMENTED: 8,
     NOTICE: 4,
     SEEN: 3,
+    SUMS: 7,
 }
 
 _ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM
@@ -205,6 +215,9 @@ def record_changes(effects: Sequence[Effect]) -> Iterator[RecordChange]:
             yield RecordChange(database, keys, record.successors(heads, first_op_id, TICK, values))
         elif kind == RECORDS:
             yield RecordChange(effect[1], effect[3], effect[4])
+        elif kind == SUMS:
+            _, database, first_op_id, heads, keys, _, sums = effect
+            yield RecordChange(database, keys, record.counted(heads, first_op_id, TICK, keys, sums))
         elif kind == PUT:
             _, database, op_id, version, _, key, value = effect
             yield RecordChange(database, (key,), (record.live(version, op_id, value),))

@@ -28,6 +28,7 @@ from nun.core.clock import TICK, unix_ms_of
 from nun.errors import WireError
 from nun.position import Position
 
+_CHANGES: Final = (fx.PUT, fx.TOMBSTONE, fx.INCREMENTED, fx.PUTS, fx.RECORDS, fx.SUMS)
 _SINGLE: Final = {fx.PUT: m.SET, fx.TOMBSTONE: m.REMOVE, fx.INCREMENTED: m.INCREMENT}
 
 
@@ -133,7 +134,7 @@ def _item_of(
     effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str], common: Position
 ) -> Item | None:
     """The request that these effects were the outcome of; None where it changed nothing."""
-    _, client_id, number, floor, status, _, _ = outcome
+    _, client_id, number, floor, status, _, result = outcome
     operations: list[Operation] = []
     database = 0
     created = False
@@ -143,7 +144,7 @@ def _item_of(
         if effect[0] == fx.DATABASE:
             created = True
             database = effect[1]
-        elif effect[0] in (fx.PUT, fx.TOMBSTONE, fx.INCREMENTED, fx.PUTS, fx.RECORDS):
+        elif effect[0] in _CHANGES:
             database = effect[1]
             writes += 1
             operations += _operations(effect)
@@ -152,11 +153,22 @@ def _item_of(
         return None
     if writes > 1 and not created:
         kind = m.BATCH
+    at_ms = unix_ms_of(operations[0].op_id)
+    if isinstance(result, dict):
+        operations = _in_order(result[m.BATCH], operations)
     name = names.get(database, "").encode()
     kind = m.CREATE_DATABASE if created else kind
-    at_ms = unix_ms_of(operations[0].op_id)
     # Whether a batch was atomic is not in the log: all or nothing keeps the promise of those that were.
     return Item(client_id, number, floor, name, kind, kind == m.BATCH, operations, at_ms, common)
+
+
+def _in_order(kinds: bytes, operations: list[Operation]) -> list[Operation]:
+    """The writes of a batch that was decided kind by kind, in the order in which its client made them."""
+    by_kind = {
+        kind: iter([operation for operation in operations if operation.kind == kind])
+        for kind in (m.SET, m.INCREMENT)
+    }
+    return [next(by_kind[kind]) for kind in kinds if kind in by_kind]
 
 
 def _operations(effect: fx.Effect) -> list[Operation]:
@@ -179,6 +191,16 @@ def _operations(effect: fx.Effect) -> list[Operation]:
             Operation(m.SET, key, value, base, op_id)
             for key, value, base, op_id in zip(keys, values, bases, op_ids, strict=True)
         ]
+    if kind == fx.SUMS:
+        _, _, first, heads, keys, deltas, _ = effect
+        latest = dict(zip(dict.fromkeys(keys), record.op_ids_of_heads(heads), strict=True))
+        operations = []
+        for index, (key, delta) in enumerate(
+            zip(keys, record.unpack_integers(deltas), strict=True)
+        ):
+            base, latest[key] = latest[key], first + index * TICK
+            operations.append(Operation(m.INCREMENT, key, delta, base, latest[key]))
+        return operations
     _, _, _, keys, records, heads = effect
     bases = record.op_ids_of_heads(heads)
     return [

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from operator import itemgetter
@@ -32,6 +33,7 @@ _HEAD = struct.Struct("<IQ")
 HEAD_BYTES: Final = _HEAD.size
 SPECIAL: Final = 1 << 31
 TOMBSTONE_KIND: Final = 0
+INTEGER_BYTES: Final = 8
 ABSENT: Final = bytes(HEAD_BYTES)
 
 pack_head = _HEAD.pack
@@ -100,6 +102,32 @@ def successors(joined: bytes, first_op_id: int, tick: int, values: Sequence[byte
         pack_head(version + 1, op_id) + value
         for version, op_id, value in zip(versions_of_heads(joined), op_ids, values, strict=True)
     ]
+
+
+def counted(
+    joined: bytes, first_op_id: int, tick: int, keys: Sequence[bytes], sums: bytes
+) -> list[bytes]:
+    """The live records that increments of `keys` make; `sums` are packed as by `pack_integers`.
+
+    `joined` are the heads of what the distinct keys held, in the order in which each first comes. A key that comes
+    again goes on from what it was given before.
+    """
+    versions = dict(zip(dict.fromkeys(keys), versions_of_heads(joined), strict=True))
+    op_ids = range(first_op_id, first_op_id + tick * len(keys), tick)
+    records = []
+    for key, op_id, total in zip(keys, op_ids, unpack_integers(sums), strict=True):
+        version = versions[key] = versions[key] + 1
+        records.append(pack_head(version, op_id) + b"%d" % total)
+    return records
+
+
+def pack_integers(numbers: Iterable[int]) -> bytes:
+    """64-bit integers, eight bytes each. Raises OverflowError."""
+    return array("q", numbers).tobytes()
+
+
+def unpack_integers(packed: bytes) -> list[int]:
+    return memoryview(packed).cast("q").tolist()
 
 
 def heads_of_keys(records: dict[bytes, bytes], keys: Sequence[bytes]) -> bytes:

@@ -156,6 +156,8 @@ class NodeState:
             self._observe(effect[2] + TICK * max(len(self._heads) // 12 - 1, 0))
         elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED):
             self._observe(effect[2])
+        elif kind == fx.SUMS:
+            self._observe(effect[2] + TICK * (len(effect[4]) - 1))
         elif kind == fx.OUTCOME:
             self._outcome(position, effect)
         elif kind == fx.DATABASE:

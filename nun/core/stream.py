@@ -64,6 +64,13 @@ class PendingEntry:
         return not known.isdisjoint(keys)
 
 
+def later(one: PendingEntry | None, other: PendingEntry | None) -> PendingEntry | None:
+    """What depends on two entries waits for the later one."""
+    if one is None or other is None:
+        return one or other
+    return one if one.seq > other.seq else other
+
+
 class Stream:
     """The newest entries of this node's history.
 

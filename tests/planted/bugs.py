@@ -137,8 +137,8 @@ BUGS: tuple[Bug, ...] = (
         "batch-permissions-skipped",
         "the keys of a batch are not held against the user's permissions",
         "nun/core/batch_requests.py",
-        "                rights.check_many(RIGHT_OF[kind], chosen, joined)\n",
-        "                chosen = []\n",
+        "                rights.check_many(RIGHT_OF[kind], named, joined)\n",
+        "                named = []\n",
         _GUARD,
     ),
     Bug(

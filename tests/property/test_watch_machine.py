@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core.clock import TICK
+from tests.support.batches import answers_of
 from tests.support.core_driver import CoreDriver, DrivenClient, with_database
 from tests.support.watchers import STARTED, Change, Scope, Told, check_told
 
@@ -148,9 +149,10 @@ class WatchMachine(RuleBasedStateMachine):
         arguments = [value for _, value in items] + [None] * removal
         payload = pack([batch_keys, arguments])
         reply = self.writer.write(m.BATCH, 1, True, kinds, payload, None)
+        told = answers_of(reply, kinds, batch_keys)
         for index, (kind, key, value) in enumerate(zip(kinds, batch_keys, arguments, strict=True)):
             event = m.EVENT_SET if kind == m.SET else m.EVENT_REMOVED
-            self.changed(event, key, value, reply._replace(result=reply.result[index]), index)
+            self.changed(event, key, value, reply._replace(result=told[index][0]), index)
 
     @rule(value=values)
     def set_many(self, value: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from nun.client.batch import Operations
 from nun.client.request import Grant
 from nun.client.results import (
     BatchResults,
+    ColumnResults,
     Entries,
     Entry,
     Result,
@@ -31,6 +34,7 @@ from nun.errors import (
     RequestError,
     TooLarge,
     VersionConflict,
+    WireError,
 )
 from nun.limits import BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from nun.messages import (
@@ -262,6 +266,62 @@ def test_results_of_a_batch_of_each_kind() -> None:
     assert BatchResults(kinds, ["k"], [1], 0, None, TEXT).failures() == 0
     # What an atomic batch did not do has no answer.
     assert BatchResults(bytes([SET]), ["k"], [None], 0, None, TEXT)[0] is None
+
+
+KINDS = bytes([INCREMENT, GET, SET, INCREMENT, GET, INCREMENT])
+TOLD = {
+    SET: record.pack_head(4, 9),
+    INCREMENT: [record.pack_head(1, 7) + record.pack_head(5, 8), record.pack_integers([7, -1, 9])],
+    GET: [record.live(1, 5, b"x"), None],
+}
+
+
+def column_results(told: dict[int, Any], keys: list[Any]) -> ColumnResults:
+    return ColumnResults(KINDS, keys, told, 1000, [1, 1, 1, 5], TEXT)
+
+
+@pytest.mark.parametrize("again", ["n", b"n"])
+def test_results_of_a_batch_that_was_decided_kind_by_kind(again: str | bytes) -> None:
+    results = column_results(TOLD, ["n", "a", "s", "m", "b", again])
+    position = (1, 1, 1, 5)
+    expected = [
+        Result(2, 1000 + TICK, position, 7),
+        Entry("a", record.live(1, 5, b"x"), TEXT),
+        Result(5, 1000, position),
+        Result(6, 1000 + 2 * TICK, position, -1),
+        None,
+        Result(3, 1000 + 3 * TICK, position, 9),
+    ]
+    assert list(results) == expected
+    assert [results[index] for index in range(6)] == expected
+    assert results[-1] == expected[-1]
+    assert results[1:3] == expected[1:3]
+    assert str(results.position) == "1.1.1:5"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {**TOLD, SET: b""},
+        {**TOLD, SET: bytes(24)},
+        {**TOLD, GET: [None]},
+        {**TOLD, GET: None},
+        {**TOLD, INCREMENT: [bytes(24), record.pack_integers([7, 8])]},
+        {**TOLD, INCREMENT: [bytes(24), b"odd"]},
+        {**TOLD, INCREMENT: [bytes(36), record.pack_integers([7, 8, 9])]},
+        {**TOLD, INCREMENT: None},
+        {SET: TOLD[SET]},
+    ],
+)
+def test_columns_that_do_not_fit_the_batch_are_no_answer(told: dict[int, Any]) -> None:
+    with pytest.raises(WireError, match="answer to a batch"):
+        column_results(told, ["n", "a", "s", "m", "b", "n"])
+
+
+def test_a_result_can_be_copied_and_pickled() -> None:
+    result = Result(3, 77, (1, 1, 1, 9), 5)
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert copy.copy(result) == result
 
 
 def test_errors_carry_python_values() -> None:

@@ -413,3 +413,41 @@ def test_the_ledger_is_read_by_who_may_read_the_key_and_written_by_nobody(cluste
     assert reply_to(ann, ask(ann, m.GET, 1, entry)).result is not None
     assert error_of(bob, ask(bob, m.GET, 1, entry)) == PermissionDenied.code
     assert error_of(admin, write(admin, m.SET, 1, entry, "x", None)) == BadRequest.code
+
+
+def test_a_batch_decided_kind_by_kind_that_is_cut_off_keeps_deltas_bases_and_order() -> None:
+    kinds = bytes([m.INCREMENT, m.GET, m.SET, m.INCREMENT])
+    heads = record.pack_head(4, 77)
+    deltas, sums = record.pack_integers([2, 3]), record.pack_integers([7, 10])
+    effects: list[fx.Effect] = [
+        [fx.PUTS, 1, 9 * TICK, bytes(12), pack([[b"s"], [b"v"]])],
+        [fx.SUMS, 1, 10 * TICK, heads, [b"n", b"n"], deltas, sums],
+        [fx.OUTCOME, CLIENT, 5, 0, 0, 9 * TICK, {m.BATCH: kinds, m.SET: bytes(12)}],
+    ]
+    (found,) = items_of_entries([(Position(1, 1, 1, 9), effects)], {1: "d"}, NOTHING)
+    assert decode_item(found).operations == [
+        Operation(m.INCREMENT, b"n", 2, 77, 10 * TICK),
+        Operation(m.SET, b"s", b"v", 0, 9 * TICK),
+        Operation(m.INCREMENT, b"n", 3, 10 * TICK, 11 * TICK),
+    ]
+    assert decode_item(found).kind == m.BATCH
+
+
+def test_a_retry_of_a_batch_that_was_decided_anew_is_answered_in_the_order_it_had(
+    cluster: Cluster,
+) -> None:
+    primary = cluster.primary
+    write(primary.client(), m.SET, 1, b"n", b"5", None)
+    primary.sync()
+    client = primary.client(client_id=CLIENT)
+    number = client.next_number()
+    first = stamp(primary, 2)
+    operations = [
+        Operation(m.INCREMENT, b"n", 2, 0, first),
+        Operation(m.SET, b"s", b"v", 0, first + TICK),
+    ]
+    decide(primary, 1, item(number, *operations, kind=m.BATCH))
+    payload = pack([[b"n", b"g", b"s"], [2, None, b"v"]])
+    kinds = bytes([m.INCREMENT, m.GET, m.SET])
+    reply = client.write(m.BATCH, 1, False, kinds, payload, None, number=number)
+    assert reply.value() == [[2, 7], None, 1]
