@@ -69,7 +69,7 @@ class Coordinator:
         elif self._core.may_resume and self._asked_enough() and self._would_resume():
             self._core.may_resume = False
             reign = self._core.history[-1][0].reign if self._core.history else 1
-            self._core.out.to_network.append((pm.BE_PRIMARY, reign, self._core.last_seq))
+            self._core.be_primary(reign)
         self._core.tell_primary()
 
     def _promised_away(self) -> bool:

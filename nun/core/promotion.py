@@ -91,11 +91,13 @@ class Promotion:
                 core.out.to_peers.append((name, (pm.HAND_OVER, core.epoch, ticket, force)))
         elif core.leads and not self._outbid():
             self._answer(origin, ticket, None)
-        elif self._stage:
+        elif self._stage or self._changing:
             self._answer(
                 origin,
                 ticket,
-                Overloaded("a promotion is under way", limit="promotions", retry_after_ms=1_000),
+                Overloaded(
+                    "a change of primary is under way", limit="promotions", retry_after_ms=1_000
+                ),
             )
         elif (
             core.number == 0 or core.last is None or core.following.state in ("cutting", "filling")
@@ -116,6 +118,12 @@ class Promotion:
         else:
             self._stage = "near"
             self._near()
+
+    @property
+    def _changing(self) -> bool:
+        """Whether this node is giving a promise, stepping down, or beginning a reign: it is no candidate meanwhile."""
+        core = self._core
+        return self._giving is not None or core.stepping_down or core.ordered
 
     def _outbid(self) -> bool:
         """Whether a member that is there has promised itself to a reign above that of this primary."""
@@ -142,7 +150,7 @@ class Promotion:
         core = self._core
         there = self._members_there()
         unable = (
-            core.stepping_down
+            self._changing
             or len(there) + 1 <= len(core.member_names) // 2
             or any(
                 peer.epoch is not None and peer.epoch[:2] > core.epoch[:2]
@@ -299,7 +307,7 @@ class Promotion:
                 return
             core.following.stop()
             self._stage = "begin"
-            core.out.to_network.append((pm.BE_PRIMARY, self._promise[0], core.last_seq))
+            core.be_primary(self._promise[0])
 
     def began(self, epoch: Epoch) -> None:
         """This node's network process has begun an epoch."""

@@ -137,6 +137,7 @@ class ReplicatorCore:
         self.state_known = False
         self.wished: tuple[int, int] | None = None  # the highest promise that is being made durable
         self.may_resume = True  # no role was given yet since this node started
+        self.ordered = False  # to begin a reign, and the network process has not said that it did
         self.stepping_down = False
         self.last_leader: Peer | None = None
         self._served_epoch: Epoch | None = None
@@ -274,10 +275,15 @@ class ReplicatorCore:
 
     def followed(self, epoch: Epoch, first_seq: int) -> None:
         """The followed node has confirmed this node's history: its entries will come."""
-        self.may_resume = False
+        self.may_resume = self.ordered = False
         self.out.to_network.append((pm.BE_REPLICA, epoch, first_seq))
         self.out.to_writer.append((pm.FENCE, epoch, first_seq))
         self.tell_primary()
+
+    def be_primary(self, reign: int) -> None:
+        """Has the network process begin a reign after the last entry."""
+        self.ordered = True
+        self.out.to_network.append((pm.BE_PRIMARY, reign, self.last_seq))
 
     def step_down(self) -> None:
         """Has the network process decide nothing more."""
@@ -333,6 +339,7 @@ class ReplicatorCore:
         was_leading = self.leads
         self.cluster_id, self.number, self.start = cluster_id, number, start
         self.role = role
+        self.ordered = self.ordered and role != pm.ROLE_PRIMARY
         self.members = {
             number: (name.decode(), directory, start)
             for number, (name, directory, start) in members.items()

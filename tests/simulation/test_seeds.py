@@ -36,6 +36,10 @@ FOUND = {
     419: "a promise was given before the node knew what it had promised",
     534: "an order to be primary that came too late parted memory from disk",
     9086: "a cut above what had come to the disk was taken for impossible",
+    3047: "an answer to an earlier life of a node made it wait for its own disk for ever",
+    5747: "a node that was told to begin its old reign again became a candidate before it had",
+    5826: "a node became a candidate while it was giving a lower promise",
+    439: "items of two nodes for one request were both taken for the first",
     9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 
