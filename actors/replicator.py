@@ -25,7 +25,8 @@ from actors import sockets
 from actors.admission import admit_only
 from actors.child import Child, run_child
 from nun.codec import pack, unpack
-from nun.core.replicator import Output, ReplicatorCore, ReplicatorSettings
+from nun.core.replicator import Output, ReplicatorCore
+from nun.core.settings import ReplicatorSettings
 from nun.errors import Compacted, StorageError, WireError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from storage.disk import RealDisk
@@ -62,6 +63,7 @@ class Replicator:
             publish=replication.advertise or replication.publish,
             client=config.network.advertise or config.network.listen,
             max_clock_offset_ms=replication.max_clock_offset_ms,
+            echo_above=replication.echo_above,
         )
         self.core = ReplicatorCore(settings, time.monotonic_ns(), _unix_us(), _random)
         context, run_dir = child.context, child.run_dir

@@ -50,6 +50,7 @@ OP_STREAM_MESSAGES_MAX: Final = (
 OUTBOX_BYTES_MAX: Final = (
     256 * MIB
 )  # writes that this node has taken and the primary has not settled
+ECHO_BYTES_MAX: Final = 32 * MIB  # large values that a replicator keeps for echoes, at either end
 NOTICES_PER_CLIENT_MAX: Final = (
     10_000  # outcomes that wait for one client; older ones stay in the ledger only
 )

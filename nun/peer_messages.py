@@ -49,6 +49,8 @@ ADMIT: Final = 146  # r, on the primary: [146, name, directory id, start, wanted
 ADMITTED: Final = 147  # n: [147, name, directory id, number]        its MEMBERS effect is
 #   durable
 
+REPLICATION_IS: Final = 148  # r: [148, {name: number}]     for `status`
+
 # Replicator and storage writer (the replicator's ROUTER `replica-acks`, the writer's DEALER with routing id b"writer"
 
 WRITER_STATE: Final = 150  # w: [150, cluster_id or nil, number or 0, start, directory id,
@@ -140,4 +142,8 @@ ROLE_NAMES: Final = {0: "waiting", 1: "replica", 2: "primary", 3: "filling"}
 # Topics of the op stream between nodes (XPUB, SUB; two frames: topic, frame). The marker's sorts after all others.
 TOPIC_BEAT: Final = b"b"
 TOPIC_ENTRY: Final = b"c"
+TOPIC_OF_OTHERS: Final = (
+    b"d"  # and an origin's number in binary: entries with its values, for all but it
+)
+TOPIC_ECHO: Final = b"e"  # and its number in binary: the same entries for it, nun/core/echoes.py
 TOPIC_MARKER: Final = b"~"  # and 16 random bytes

@@ -23,6 +23,16 @@ class ClusterView:
         )
         return [self._describe(name) for name in names]
 
+    def traffic(self) -> dict[str, int]:
+        """What `status` tells of the op stream between nodes."""
+        core = self._core
+        return {
+            "entries_published_bytes": core.published_bytes,
+            "echo_saved_bytes": core.echoes.saved_bytes,
+            "echoes_rebuilt": core.echoes.rebuilt,
+            "echoes_failed": core.echoes.failed,
+        }
+
     def _describe(self, name: str) -> dict[str, Any]:
         number = self._core.number_of(name)
         problem = None if number else "it is configured and has not joined"

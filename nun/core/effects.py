@@ -63,6 +63,7 @@ BEAT: Final = 2
 PEER_BEAT: Final = 3
 MARKER: Final = 4
 ITEM: Final = 5
+ECHO: Final = 6
 
 PUT: Final = 1
 TOMBSTONE: Final = 2

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.core import effects as fx
+from nun.core.echoes import topics_of
 from nun.core.history import plain_history
 from nun.position import Epoch, Position
 
@@ -132,7 +133,7 @@ class Following:
         self.state = CONNECTING
         self._since_ns = core.now_ns
         self._marker = pm.TOPIC_MARKER + core.random().to_bytes(8, "little") * 2
-        topics = [pm.TOPIC_BEAT, pm.TOPIC_ENTRY, self._marker]
+        topics = [pm.TOPIC_BEAT, pm.TOPIC_ENTRY, *topics_of(core.number), self._marker]
         core.out.follow = (source.name, source.publish, topics)
         core.out.unfollow = False
         core.note("follows", primary=source.name, epoch=str(source.epoch))
@@ -175,10 +176,14 @@ class Following:
             return
         elif topic == pm.TOPIC_BEAT:
             self._beat(frame)
-        elif topic == pm.TOPIC_ENTRY:
+        elif topic == pm.TOPIC_ENTRY or topic.startswith(pm.TOPIC_OF_OTHERS):
             kind, position, _ = fx.decode_head(frame)
             if kind == fx.ENTRY and self._of_epoch(position.epoch):
                 self._entry(position, frame)
+        elif topic.startswith(pm.TOPIC_ECHO):
+            position, rebuilt = self._core.echoes.rebuild(frame)
+            if self._of_epoch(position.epoch):
+                self._echo(position, rebuilt)
 
     def _marker_came(self, frame: bytes) -> None:
         fx.decode_marker(frame)
@@ -237,6 +242,15 @@ class Following:
                 if position.seq not in self._held:
                     self._held_bytes += len(frame)
                 self._held[position.seq] = frame
+            self._catch_up()
+
+    def _echo(self, position: Position, frame: bytes | None) -> None:
+        """An entry with values of this node, put together again; None: it is fetched as one that was lost."""
+        if frame is not None:
+            self._entry(position, frame)
+            return
+        self._exists(position.seq)
+        if position.seq > self._core.last_seq:
             self._catch_up()
 
     def _hand_down_held(self) -> None:

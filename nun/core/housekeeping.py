@@ -65,6 +65,7 @@ def describe(core: NetworkCore) -> dict[str, Any]:
         "primary": core.roles.primary,
         "members": {str(number): member.name for number, member in core.state.members.items()},
         "settled": core.levels.settled,
+        "replication": core.roles.traffic,
         "cluster_id": core.cluster_id.hex(),
         "uptime_s": round((core.now_ns - core.started_ns) / 1e9, 3),
         "epoch": str(core.stream.epoch),

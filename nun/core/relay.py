@@ -28,6 +28,8 @@ class Relay:
         core = self._core
         leader = core.leader
         if leader is not None:
+            for ticket, body in bodies:
+                core.echoes.keep(ticket, body)
             core.out.to_peers.append((leader.name, (pm.FORWARD, core.epoch, bodies)))
 
     def forwarded(self, peer: bytes, name: str, bodies: list[Any]) -> None:
@@ -38,6 +40,8 @@ class Relay:
             core.refuse(peer, pm.FORWARD, 0, pm.PEER_NOT_PRIMARY, "it is not the primary")
             return
         proposals = [[number, ticket, body] for ticket, body in _pairs(bodies)]
+        for _, ticket, body in proposals:
+            core.echoes.note(number, ticket, body)
         core.out.to_network.append((pm.PROPOSALS, proposals))
 
     def decided(self, decisions: list[Any]) -> None:
@@ -47,6 +51,7 @@ class Relay:
         for origin, ticket, frame in decisions:
             by_origin.setdefault(origin, []).append([ticket, frame])
         for origin, replies in by_origin.items():
+            core.echoes.decided(origin, {ticket for ticket, _ in replies})
             member = core.members.get(origin)
             if member is not None:
                 core.out.answers.append((member[0].encode(), (pm.DECIDED, core.epoch, replies)))

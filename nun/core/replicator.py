@@ -16,7 +16,7 @@ I2  Whatever was asked is asked again until it is answered or no longer wanted: 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from nun import peer_messages as pm
 from nun.core import effects as fx
 from nun.core.cluster_view import ClusterView
 from nun.core.coordinator import Coordinator
+from nun.core.echoes import Echoes
 from nun.core.filling import Filling
 from nun.core.following import Following
 from nun.core.greeting import Greetings
@@ -33,8 +34,9 @@ from nun.core.peers import Peer
 from nun.core.promotion import Promotion
 from nun.core.relay import Relay
 from nun.core.serving import Serving
+from nun.core.settings import ReplicatorSettings
 from nun.errors import WireError
-from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES, NODE_NUMBER_MAX, REIGN_MAX
+from nun.limits import NODE_NUMBER_MAX, REIGN_MAX
 from nun.position import Epoch, Position
 
 _AGAIN_NS: Final = 500_000_000
@@ -50,29 +52,6 @@ _BAD: Final = (
 )
 
 Kept = Callable[[str | None], None]
-
-
-@dataclass(frozen=True)
-class ReplicatorSettings:
-    """What an operator has set.
-
-    Attributes:
-        primary: the name of the first primary.
-        peers: the other nodes, name -> listen address.
-        publish, client: this node's addresses, for the others to know.
-    """
-
-    name: str
-    primary: str
-    peers: Mapping[str, str]
-    publish: str
-    client: str
-    max_clock_offset_ms: int = 500
-    greet_ms: int = 200
-    beat_ms: int = 100
-    ask_peers_ms: int = 1_000
-    window_bytes: int = FOLLOW_WINDOW_BYTES
-    fetch_bytes: int = FETCH_BYTES_MAX
 
 
 @dataclass
@@ -145,6 +124,7 @@ class ReplicatorCore:
         self.following = Following(self)
         self.filling = Filling(self)
         self.serving = Serving(self)
+        self.echoes = Echoes(self)
         self.promotion = Promotion(self)
         self.coordinator = Coordinator(self)
         self.greetings = Greetings(self)
@@ -420,7 +400,7 @@ class ReplicatorCore:
         elif position.seq > self.last_seq:
             self.last = position  # this process missed some; they are in the log
         self.published_bytes += len(frame)
-        self.out.publish.append((pm.TOPIC_ENTRY, frame))
+        self.echoes.publish(position, frame)
 
     # Events of other nodes
 
@@ -587,6 +567,8 @@ class ReplicatorCore:
         self.unix_us = unix_us
         if self.greetings.tick():
             self.progress.append((self.last_seq, self.published_bytes, now_ns))
+            self.echoes.tick()
+            self.out.to_network.append((pm.REPLICATION_IS, self.view.traffic()))
         if now_ns - self._asked_ns > _AGAIN_NS or not self._asked_ns:
             self._asked_ns = now_ns
             if not self.disk_known:

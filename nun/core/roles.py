@@ -48,6 +48,7 @@ class Roles:
         self.stepping_down = False
         self._to_begin: tuple[int, int] | None = None  # reign, and the entry it comes after
         self.following = False  # the primary's position has come since this process began
+        self.traffic: dict[str | None, int] = {}  # what the replicator last told for `status`
 
     @property
     def name(self) -> str:
@@ -210,6 +211,8 @@ class Roles:
                 core.forwarding.answered([(ticket, frame) for ticket, frame in replies])
             case [pm.ADMIT, bytes() as name, bytes() as directory, int() as start, _]:
                 self.admit(name.decode(), directory, start)
+            case [pm.REPLICATION_IS, dict() as traffic]:
+                self.traffic = {_text(name): count for name, count in traffic.items()}
             case [pm.CLUSTER_IS | pm.PROMOTED, *_]:
                 core.cluster.answered(message)
 

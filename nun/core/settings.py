@@ -1,15 +1,17 @@
-"""What an operator has set, as far as the network process's decisions depend on it."""
+"""What an operator has set, as far as the decisions of network process and replicator depend on it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nun import messages as m
+from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator has set, as far as decisions depend on it."""
+    """For the network process."""
 
     name: str
     directory: bytes  # id of the data directory
@@ -28,3 +30,28 @@ class Settings:
     ack: int = m.ACK_PRIMARY  # the ack level of writes that name none
     min_replicas: int = 0  # fewer live ones than these: no writes
     max_clock_offset_ms: int = 500
+
+
+@dataclass(frozen=True)
+class ReplicatorSettings:
+    """For the replicator.
+
+    Attributes:
+        primary: the name of the first primary.
+        peers: the other nodes, name -> listen address.
+        publish, client: this node's addresses, for the others to know.
+        echo_above: values of so many bytes do not travel back to where they came from.
+    """
+
+    name: str
+    primary: str
+    peers: Mapping[str, str]
+    publish: str
+    client: str
+    max_clock_offset_ms: int = 500
+    echo_above: int = 4_096
+    greet_ms: int = 200
+    beat_ms: int = 100
+    ask_peers_ms: int = 1_000
+    window_bytes: int = FOLLOW_WINDOW_BYTES
+    fetch_bytes: int = FETCH_BYTES_MAX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -220,6 +221,35 @@ def test_without_a_majority_a_promotion_is_refused_unless_forced(cluster: Cluste
     cluster.wait_role(2, "replica")
     cluster.wait_same()
     assert value_on(cluster, 0, "a") == "alone"
+
+
+def test_no_large_value_travels_back_to_the_node_that_it_came_from(cluster: Cluster) -> None:
+    size, count = 50_000, 20
+    values = [random.Random(number).randbytes(size // 2).hex() for number in range(count)]
+    with cluster.client(1) as client:
+        shop = database(client)
+        for number, value in enumerate(values):
+            shop.set(f"k{number}", value, ack="local" if number % 2 else "all")
+
+        def told(key: str) -> int:
+            return int(client.status()["replication"][key])
+
+        wait_until(lambda: told("echoes_rebuilt") >= count, "all of them to come back")
+        assert told("echoes_failed") == 0
+    with cluster.client(0) as client:
+
+        def saved() -> float:
+            told: float = client.status()["replication"]["echo_saved_bytes"] / (size * count)
+            return told
+
+        wait_until(lambda: saved() > 0.95, "it to be told")
+        assert saved() < 1.05
+    cluster.wait_same()
+    for index in range(3):
+        with cluster.client(index) as client:
+            shop = database(client)
+            assert [shop.get(f"k{number}").value for number in range(count)] == values
+            assert [shop.get(f"k{number}").version for number in range(count)] == [1] * count
 
 
 def test_promoting_who_is_not_there_is_refused(cluster: Cluster) -> None:

@@ -85,6 +85,7 @@ class Simulation:
                 publish=f"tcp://{name}:3",
                 primary=self.names[0],
                 peers={other: f"tcp://{other}:2" for other in self.names if other != name},
+                echo_above=4 if self.seed % 2 else 4_096,  # nearly every value, or none
             )
         return Config(
             node=NodeConfig(name=name, data_dir=f"data/{name}"),

@@ -15,7 +15,8 @@ from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.history import Fence
-from nun.core.replicator import Output, ReplicatorCore, ReplicatorSettings
+from nun.core.replicator import Output, ReplicatorCore
+from nun.core.settings import ReplicatorSettings
 from nun.position import Epoch, Position
 
 TICK_MS = 20

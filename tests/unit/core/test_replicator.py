@@ -132,7 +132,7 @@ class TestStream:
     def test_the_marker_is_the_last_subscription(self, cluster: Cluster) -> None:
         for node in map(cluster.__getitem__, OTHERS):
             assert node.topics[:2] == [pm.TOPIC_BEAT, pm.TOPIC_ENTRY]
-            assert node.topics[2].startswith(pm.TOPIC_MARKER)
+            assert node.topics[-1].startswith(pm.TOPIC_MARKER)
             assert node.topics == sorted(node.topics)
 
     def test_what_is_decided_while_a_warm_replica_subscribes_anew_is_not_lost(
