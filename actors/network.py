@@ -122,6 +122,7 @@ class Network:
             ack=level_named(self.config.replication.ack),
             min_replicas=self.config.replication.min_replicas,
             max_clock_offset_ms=self.config.replication.max_clock_offset_ms,
+            check_interval_s=self.config.replication.check_interval_s if self.clustered else 0.0,
         )
         self.core = NetworkCore(
             settings,

@@ -94,6 +94,7 @@ class ReplicationConfig:
     min_replicas: Annotated[int, Ge(0), Le(1_022)] = 0
     max_clock_offset_ms: Annotated[int, Ge(1), Le(3_600_000)] = 500
     echo_above: Annotated[int, Ge(1), Le(limits.BATCH_BYTES_MAX)] = 4_096
+    check_interval_s: Annotated[float, Ge(0), Le(10_000_000)] = 3_600.0
     curve_public_key: str = ""
     curve_secret_key: str = ""
     peer_public_keys: dict[str, str] = field(default_factory=dict)

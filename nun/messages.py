@@ -59,9 +59,9 @@ OUTCOMES: Final = (
     32  # [32, token, number]     notices of this client id come as OUTCOME from now on
 )
 OUTCOMES_SEEN: Final = 33  # [33, token, number, floor, op_ids]
-WAIT: Final = (
-    34  # [34, token, number, request, level, patience]     answered as that request of this client
-)
+WAIT: Final = 34  # [34, token, number, request, level, patience, position]   answered as that request of this client
+
+CHECK: Final = 35  # [35, token, number, floor]
 
 # A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
 ON_VERSION: Final = (

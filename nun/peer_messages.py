@@ -51,6 +51,8 @@ ADMITTED: Final = 147  # n: [147, name, directory id, number]        its MEMBERS
 
 REPLICATION_IS: Final = 148  # r: [148, {name: number}]     for `status`
 
+DIGEST_IS: Final = 149  # n: [149, position, {database: digest}]
+
 # Replicator and storage writer (the replicator's ROUTER `replica-acks`, the writer's DEALER with routing id b"writer"
 
 WRITER_STATE: Final = 150  # w: [150, cluster_id or nil, number or 0, start, directory id,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from time import monotonic, sleep
 from typing import Any, Final
 
 import click
 
 from nun.cli.output import bytes_text, on_one_line, plain, print_table, say, say_json
 from nun.cli.settings import Settings, with_settings
+from nun.client.sync import Client
 
+CHECK_PATIENCE_S: Final = 60.0
+CHECK_PAUSE_S: Final = 0.2
 HEADER: Final = [
     "node", "role", "address", "epoch", "position", "lag", "bytes", "ms", "link", "clock ms",
     "problem",
@@ -17,15 +21,37 @@ HEADER: Final = [
 
 
 @click.command()
+@click.option("--check", is_flag=True, help="Compare what the nodes hold; fails where it differs.")
 @with_settings
-def cluster(settings: Settings) -> None:
+def cluster(settings: Settings, check: bool) -> None:
     """Show every node: its role, how far it is, how far behind, its link and its clock, as the asked node sees it."""
     with settings.client() as client:
-        members = plain(client.cluster())
+        members = _checked(client) if check else plain(client.cluster())
     if settings.json:
         say_json(members)
-        return
-    print_table(None, HEADER, [row(member) for member in members])
+    else:
+        print_table(None, HEADER, [row(member) for member in members])
+    if check:
+        digests = [member["digests"] for member in members]
+        if any(digest is None or digest != digests[0] for digest in digests):
+            raise click.ClickException("not every node is known to hold the same")
+        if not settings.json:
+            say(f"all hold the same at {members[0]['digests_at']}")
+
+
+def _checked(client: Client) -> list[dict[str, Any]]:
+    """The nodes with their digests of one entry; None for those that have not made theirs in time."""
+    at = str(client.check())
+    until = monotonic() + CHECK_PATIENCE_S
+    while True:
+        members: list[dict[str, Any]] = plain(client.cluster())
+        late = [member for member in members if member["digests_at"] != at]
+        if monotonic() >= until or all(member["link"] == "down" for member in late):
+            break
+        sleep(CHECK_PAUSE_S)
+    for member in late:
+        member["digests"] = None
+    return members
 
 
 def row(member: dict[str, Any]) -> list[str]:

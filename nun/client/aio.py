@@ -353,6 +353,12 @@ class AsyncClient:
         told: list[dict[str, Any]] = await self._run(ops.cluster())
         return told
 
+    async def check(self) -> Position:
+        """Has every node make digests of what it holds at one entry; its position. `cluster` shows them, when they are
+        made, as `digests` and `digests_at`: nodes that hold the same have the same."""
+        at: Position = await self._run(ops.check())
+        return at
+
     async def promote(
         self, name: Text, force: bool = False, timeout: float | None = None
     ) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from nun.client.values import (
 )
 from nun.errors import BadRequest, BatchError
 from nun.limits import KEYS_PAGE_MAX
+from nun.position import Position
 
 Text = str | bytes
 
@@ -277,6 +278,14 @@ def seen(op_ids: list[int]) -> Request:
 
 def cluster() -> Request:
     return Request(m.CLUSTER, None, (), _plain)
+
+
+def check() -> Request:
+    return Request(m.CHECK, None, (), _position)
+
+
+def _position(request: Request) -> Position:
+    return Position(*request.position)
 
 
 def promote(name: Text, force: bool) -> Request:

@@ -25,6 +25,7 @@ WRITES: Final = frozenset(
         m.DROP_USER,
         m.SET_PERMISSIONS,
         m.OUTCOMES_SEEN,
+        m.CHECK,
     }
 )
 

@@ -183,6 +183,12 @@ class Client:
         told: list[dict[str, Any]] = self._run(ops.cluster())
         return told
 
+    def check(self) -> Position:
+        """Has every node make digests of what it holds at one entry; its position. `cluster` shows them, when they are
+        made, as `digests` and `digests_at`: nodes that hold the same have the same."""
+        at: Position = self._run(ops.check())
+        return at
+
     def promote(
         self, name: Text, force: bool = False, timeout: float | None = None
     ) -> dict[str, Any]:

@@ -29,7 +29,11 @@ class ClusterRequests:
 
     def handlers(self) -> dict[int, tuple[int, Handler]]:
         """Kind of request -> (length of its array, handler)."""
-        return {m.CLUSTER: (3, self.describe), m.PROMOTE: (5, self.promote)}
+        return {
+            m.CLUSTER: (3, self.describe),
+            m.PROMOTE: (5, self.promote),
+            m.CHECK: (4, self.check),
+        }
 
     def describe(self, session: Session, message: list[Any]) -> None:
         """What is known of every member."""
@@ -50,6 +54,20 @@ class ClusterRequests:
         if not self._core.settings.clustered:
             raise BadRequest("this node is not one of a cluster: its replication.listen is not set")
         self._ask(session, number, lambda ticket: (pm.PROMOTE_ASKED, ticket, name, force))
+
+    def check(self, session: Session, message: list[Any]) -> None:
+        """Has every node make digests of what it holds; `cluster` shows them when they are there."""
+        _, _, number, floor = message
+        self._admin(session)
+        core = self._core
+        row = core.begin_write(session, number, floor)
+        if row is not None:
+            waits_for = core.stream.at(row.position.seq)
+            core.reply(session, number, None, position=row.position, waits_for=waits_for)
+            return
+        core.digests.decide()
+        entry = core.outcome(session, number, floor, 0, 0, None)
+        core.reply(session, number, None, position=entry.position, waits_for=entry)
 
     def answered(self, message: Sequence[Any]) -> None:
         """The replicator's answer to one of these."""
@@ -89,6 +107,7 @@ class ClusterRequests:
     def _alone(self) -> dict[str, Any]:
         """The one member of a cluster without replication."""
         core = self._core
+        last = core.digests.last
         return {
             "name": core.settings.name,
             "number": core.number,
@@ -104,6 +123,8 @@ class ClusterRequests:
             "clock_offset_ms": 0.0,
             "clock_bound_ms": 0.0,
             "self": True,
+            "digests": None if last is None else last[1],
+            "digests_at": None if last is None else str(last[0]),
             "problem": None,
         }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nun import peer_messages as pm
 
 if TYPE_CHECKING:
+    from nun.core.history import Digest
     from nun.core.replicator import ReplicatorCore
+
+_TOLD_MAX: Final = 1_000
 
 
 class ClusterView:
@@ -15,6 +18,7 @@ class ClusterView:
 
     def __init__(self, core: ReplicatorCore) -> None:
         self._core = core
+        self._told: set[str] = set()
 
     def describe(self) -> list[dict[str, Any]]:
         """What is known of every member, and of every configured node that is none."""
@@ -71,6 +75,8 @@ class ClusterView:
             told = {"address": None, "epoch": None, "link": "down", "clock_offset_ms": None, "clock_bound_ms": None,
                     "self": False}  # fmt: skip
         lag = self._lag(name, durable)
+        digest = self._digest_of(name)
+        problem = self._difference(name) or problem
         return {
             "name": name,
             "number": number,
@@ -79,8 +85,35 @@ class ClusterView:
             "durable": durable,
             **told,
             **lag,
+            "digests": None if digest is None else digest[1],
+            "digests_at": None if digest is None else str(digest[0]),
             "problem": problem,
         }
+
+    def _digest_of(self, name: str) -> Digest | None:
+        if name == self._core.settings.name:
+            return self._core.digest
+        peer = self._core.peers.get(name)
+        return None if peer is None else peer.digest
+
+    def _difference(self, name: str) -> str | None:
+        """What a node holds differently from the primary, where both made digests of the same entry."""
+        core = self._core
+        leader = core.settings.name if core.leads else core.leader and core.leader.name
+        primary, other = self._digest_of(leader or ""), self._digest_of(name)
+        if primary is None or other is None or primary[0] != other[0] or primary[1] == other[1]:
+            return None
+        names = sorted({*primary[1], *other[1]})
+        wrong = ", ".join(each for each in names if primary[1].get(each) != other[1].get(each))
+        return f"its data differs from that of {leader} at {primary[0]}: {wrong}"
+
+    def compare(self) -> None:
+        """Logs what differs, once for each entry."""
+        for name in self._core.peers:
+            problem = self._difference(name)
+            if problem is not None and problem not in self._told:
+                self._told = {problem, *self._told} if len(self._told) < _TOLD_MAX else {problem}
+                self._core.note("data_differs", level="error", peer=name, problem=problem)
 
     def _lag(self, name: str, durable: int) -> dict[str, Any]:
         """How far a member's disk is behind the primary, in entries, bytes (about) and milliseconds."""

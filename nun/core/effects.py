@@ -23,6 +23,7 @@ element is its kind:
     FORGET          [kind, [client_id, ...], horizon]                     request rows evicted
     RECORDS         [kind, database, last_op_id, keys, records, replaced] many changes at once: the new packed records
     SUMS            [kind, database, first_op_id, heads, keys, deltas, sums]    many increments at once, see below
+    CHECK           [kind]                                                every node makes digests of what it holds
 
 `members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
 the lowest number that no member ever had.
@@ -81,6 +82,7 @@ INCREMENTED: Final = 13
 NOTICE: Final = 14
 SEEN: Final = 15
 SUMS: Final = 16
+CHECK: Final = 17
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -99,6 +101,7 @@ _LENGTHS: Final = {
     NOTICE: 4,
     SEEN: 3,
     SUMS: 7,
+    CHECK: 1,
 }
 
 _ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM

@@ -41,6 +41,7 @@ class Greetings:
             "client": self._core.settings.client,
             "version": VERSION,
             "primary": self._primary_name(),
+            "digest": self._core.digest,
         }
 
     def _primary_name(self) -> str | None:
@@ -119,5 +120,6 @@ class Greetings:
             start,
         )
         peer.heard_ns = self._core.now_ns
+        self._core.view.compare()
         self._core.coordinator.decide()
         return True

@@ -58,6 +58,18 @@ def promise_from(plain: Any) -> tuple[int, int]:
     return reign, number
 
 
+Digest = tuple[Position, dict[str, str]]  # where it was made; of each database, by name
+
+
+def digest_from(plain: Any) -> Digest:
+    """Digests as they come in a message. Raises ValueError or TypeError."""
+    at, texts = plain
+    position = position_from(at)
+    if position is None:
+        raise ValueError("expected where the digests were made")
+    return position, {name.decode(): text.decode() for name, text in texts.items()}
+
+
 def history_from(plain: Any) -> list[Began]:
     """A history as it comes in a message. Raises ValueError or TypeError."""
     found = [

@@ -27,6 +27,7 @@ from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
 from nun.core.cluster_requests import ClusterRequests
 from nun.core.data_requests import DataRequests
+from nun.core.digests import Digests
 from nun.core.forwarding import Forwarding, Proposals
 from nun.core.housekeeping import Housekeeping
 from nun.core.items import Items
@@ -85,6 +86,7 @@ WRITES: Final = WRITES_TO_KEYS | {
     m.DROP_USER,
     m.SET_PERMISSIONS,
     m.OUTCOMES_SEEN,
+    m.CHECK,
 }
 SHOWS_NOTHING: Final = (
     BadRequest,
@@ -171,6 +173,7 @@ class NetworkCore:
         self.views = Views(self)
         self.cluster = ClusterRequests(self)
         self.housekeeping = Housekeeping(self)
+        self.digests = Digests(self)
         self.outcomes = Outcomes(self)
         self.ledger = Ledger(self)
         self.items = Items(self)
@@ -330,6 +333,7 @@ class NetworkCore:
         self.cluster.tick()
         if self.decides:
             self.housekeeping.tick()
+            self.digests.tick()
             self.close()
 
     def beat(self, now_ns: int) -> None:
@@ -340,6 +344,7 @@ class NetworkCore:
         self.forwarding.tick()
         self.outcomes.tick()
         self.tentative.tick()
+        self.digests.beat()
         self.close()
 
     # Replies

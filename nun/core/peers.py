@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nun import peer_messages as pm
-from nun.core.history import epoch_from, position_from, promise_from
+from nun.core.history import Digest, digest_from, epoch_from, position_from, promise_from
 from nun.core.offsets import Offsets
 from nun.position import Epoch, Position
 
@@ -41,6 +41,7 @@ class Peer:
     client: str = ""
     version: str = ""
     primary: str | None = None
+    digest: Digest | None = None
     heard_ns: int | None = None
     problem: str | None = None
     offsets: Offsets = field(default_factory=Offsets)
@@ -64,18 +65,20 @@ class Peer:
             case {
                 b"role": int() as role, b"last": last, b"promise": promise, b"durable": int() as durable,
                 b"settled": int() as settled, b"publish": bytes() as publish, b"client": bytes() as client,
-                b"version": bytes() as version, b"primary": (None | bytes()) as primary,
+                b"version": bytes() as version, b"primary": (None | bytes()) as primary, b"digest": digest,
             } if role in pm.ROLE_NAMES:  # fmt: skip
                 texts = (publish.decode(), client.decode(), version.decode())
                 name = None if primary is None else primary.decode()
                 known = None if epoch is None else epoch_from(epoch)
                 newest = position_from(last)
                 given = None if promise is None else promise_from(promise)
+                made = None if digest is None else digest_from(digest)
             case _:
                 raise ValueError("expected what a node says of itself")
         self.role, self.durable, self.settled = role, durable, settled
         self.publish, self.client, self.version = texts
         self.primary, self.epoch, self.last, self.promise = name, known, newest, given
+        self.digest = made
 
 
 def highest_reign(peers: Iterable[Peer]) -> int:

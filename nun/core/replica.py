@@ -85,6 +85,8 @@ class Adopter:
                 core.admin.database_dropped(effect[1])
             elif kind in (fx.EPOCH, fx.MEMBERS):
                 told = True
+            elif kind == fx.CHECK:
+                core.digests.begin(position)
             elif kind == fx.OUTBOX:
                 core.tentative.decided(position.seq, effect[1], effect[2])
             elif kind == fx.NOTICE:

@@ -29,7 +29,7 @@ from nun.core.echoes import Echoes
 from nun.core.filling import Filling
 from nun.core.following import Following
 from nun.core.greeting import Greetings
-from nun.core.history import Began, epoch_from, history_from, position_from
+from nun.core.history import Began, Digest, digest_from, epoch_from, history_from, position_from
 from nun.core.peers import Peer
 from nun.core.promotion import Promotion
 from nun.core.relay import Relay
@@ -117,6 +117,7 @@ class ReplicatorCore:
         self.wished: tuple[int, int] | None = None  # the highest promise that is being made durable
         self.may_resume = True  # no role was given yet since this node started
         self.ordered = False  # to begin a reign, and the network process has not said that it did
+        self.digest: Digest | None = None
         self.stepping_down = False
         self.last_leader: Peer | None = None
         self._served_epoch: Epoch | None = None
@@ -286,6 +287,9 @@ class ReplicatorCore:
             case [pm.STEPPED_DOWN, _]:
                 self.stepping_down = False
                 self.promotion.stepped_down()
+            case [pm.DIGEST_IS, at, dict() as digests]:
+                self.digest = digest_from([at, digests])
+                self.view.compare()
             case [pm.PROPOSE, bodies]:
                 self.relay.propose(bodies)
             case [pm.DECISIONS, decisions]:

@@ -187,6 +187,8 @@ class Roles:
         match message:
             case [pm.REPLICATOR_UP]:
                 self.tell_state()
+                if core.digests.last is not None:
+                    core.out.to_replicator.append((pm.DIGEST_IS, *core.digests.last))
             case [pm.BE_PRIMARY, int() as reign, int() as seq]:
                 self._to_begin = (reign, seq)
                 self.begin_if_ready()

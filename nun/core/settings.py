@@ -30,6 +30,7 @@ class Settings:
     ack: int = m.ACK_PRIMARY  # the ack level of writes that name none
     min_replicas: int = 0  # fewer live ones than these: no writes
     max_clock_offset_ms: int = 500
+    check_interval_s: float = 0.0  # 0: digests are made when they are asked for
 
 
 @dataclass(frozen=True)

@@ -357,6 +357,14 @@ BUGS: tuple[Bug, ...] = (
         _STORIES,
     ),
     Bug(
+        "digest-of-what-came-later",
+        "a digest that takes several beats sees what changes meanwhile",
+        "nun/core/digests.py",
+        "iter(records.copy().items())\n",
+        "iter(list(records) and ((key, records[key]) for key in list(records)))\n",
+        ("tests/unit/core/test_digests.py",),
+    ),
+    Bug(
         "echo-believed",
         "an echo is taken for its entry whatever its origin had kept",
         "nun/core/echoes.py",

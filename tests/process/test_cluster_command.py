@@ -100,6 +100,20 @@ def test_it_runs_a_cluster_until_it_is_told_to_stop(tmp_path: Path, how: signal.
         for node in nodes:
             with nun.Client(node["address"], **ADMIN) as client:
                 assert client.database("d", token="t").get("a").value == "1", "two have acked"
+        compared = subprocess.run(
+            [ROOT / "bin" / "nun", "cluster", "--check"],
+            env={
+                **os.environ,
+                "NUN_SERVER": nodes[1]["address"],
+                "NUN_USER": ADMIN["user"],
+                "NUN_PWD": ADMIN["password"],
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert compared.stdout.splitlines()[-1].startswith("all hold the same at 1.1.1:")
+        assert compared.returncode == 0
         assert command.end(how) == 0
     assert {line["node"] for line in command.log if line["event"] == "stopped"} == {
         "node1",

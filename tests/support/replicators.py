@@ -54,6 +54,7 @@ class FakeNode:
         self.copy: Any = None
         self.clock_us = 0  # how far its clock is ahead
         self.hold: set[int] = set()
+        self.notes: list[tuple[str, dict[str, Any]]] = []  # what was logged
         self.held: list[tuple[str, Any]] = []
         self.restarts: list[str] = []
         self.up = False
@@ -242,6 +243,7 @@ class FakeNode:
             self.source, _, self.topics = out.follow
             for topic in self.topics:
                 cluster.subscribe(self, topic)
+        self.notes += out.notes
         for message in out.to_network:
             self._hear_network(plain(message))
         for message in out.to_writer:
