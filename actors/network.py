@@ -319,6 +319,8 @@ class Network:
             core.entries_wanted(message[1])
         elif kind == m.DISK:
             core.disk_changed(message[1], message[2].decode())
+        elif kind == m.UNSETTLED:
+            core.log_changed(message[1], message[2])
         elif kind == m.STORAGE:
             storage = _text(message[2])
             core.admin.storage_described(message[1], storage, self.processes())

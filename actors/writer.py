@@ -44,6 +44,7 @@ from storage.snapshot import Snapshots
 TICK_S: Final = 0.1
 DISK_RETRY_S: Final = 0.5
 GARBAGE_S: Final = 10.0
+LOG_HAS_ROOM: Final = 0.9  # of what it may hold for members that are away, before writes go on
 _THREADS: Final = 2  # a snapshot's syncs, and the next segment of the log
 
 
@@ -73,6 +74,7 @@ class Writer:
         self.oplog = self.open_log()
         self.commit = Commit(self.oplog.last, storage.fsync, storage.fsync_interval_ms)
         self.waiting: list[tuple[Position, bytes]] = []  # taken, and the disk had no room for them
+        self.log_full = False
         self.full: dict[str, str] = {}  # why the disk counts as full, by what found no room
         self.following = False  # whether the network process has this writer on its stream
         self.making_spare = False
@@ -335,13 +337,29 @@ class Writer:
             self.snapshotting.tick()
             self.oplog.trim(self.snapshotting.held_seq + 1)
         self.make_spare_if_wanted()
+        if self.keeping is not None:
+            self.watch_unsettled()
+
+    def watch_unsettled(self) -> None:
+        """What no majority has must stay in the log: when that is too much, writes have to wait."""
+        assert self.keeping is not None
+        behind = self.log_bytes_above(self.keeping.settled)
+        bound = self.child.config.storage.oplog_bytes
+        full = behind > bound * (LOG_HAS_ROOM if self.log_full else 1.0)
+        if full != self.log_full:
+            self.log_full = full
+            self.tell((m.UNSETTLED, full, behind))
 
     def log_bytes_behind(self) -> int:
         """About how much of the log the files do not hold yet."""
+        return self.log_bytes_above(self.snapshots.position)
+
+    def log_bytes_above(self, seq: int) -> int:
+        """About how much of the log lies above an entry."""
         last, first = self.oplog.last, self.oplog.first_seq
         if last is None or not first:
             return 0
-        behind = max(last.seq - max(self.snapshots.position, first - 1), 0)
+        behind = max(last.seq - max(seq, first - 1), 0)
         return self.oplog.size * behind // (last.seq - first + 1)
 
     def leave_garbage_alone(self) -> None:

@@ -128,6 +128,8 @@ DISK: Final = 107  # writer: [107, full: bool, text]
 ASK_STORAGE: Final = 108  # network: [108, ticket]
 STORAGE: Final = 109  # writer: [109, ticket, {oplog and snapshot state}]
 
+UNSETTLED: Final = 110  # writer: [110, full: bool, bytes]     the log holds more than it should that no majority has
+
 # control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
 CHILD_UP: Final = 120  # child: [120, name, pid]
 CHILD_READY: Final = (

@@ -161,6 +161,7 @@ class NetworkCore:
         self.metrics = Metrics()
         self.out = Output()
         self.disk_full: str | None = None
+        self.log_full = 0  # bytes of log that no majority has, when they are too many
         self.origins: dict[bytes, str] = {}  # the addresses of those who greet in this turn
         self.turn_bytes = 0  # what this turn has taken in: it counts as pending too
         self.rights = SharedRights(self)
@@ -316,6 +317,11 @@ class NetworkCore:
         """The storage writer's disk ran full, or has room again."""
         self.disk_full = text if full else None
         self.out.notes.append(("disk_full" if full else "disk_has_room", {"detail": text}))
+
+    def log_changed(self, full: bool, size: int) -> None:
+        """The log holds more than it may that must be kept for members that are away; or has room again."""
+        self.log_full = size if full else 0
+        self.out.notes.append(("log_full" if full else "log_has_room", {"bytes": size}))
 
     def peer_gone(self, peer: bytes, why: str) -> None:
         """A client's connection cannot be reached any more, or it does not read what it is sent."""
@@ -535,6 +541,12 @@ class NetworkCore:
                 f"{self.levels.live} replicas follow: expected at least {self.settings.min_replicas}",
                 limit="min_replicas",
                 retry_after_ms=RETRY_AFTER_MS,
+            )
+        if self.log_full:
+            raise Overloaded(
+                f"the log holds {self.log_full} bytes that no majority of the members has: more nodes must be up",
+                limit="oplog_bytes",
+                retry_after_ms=1_000,
             )
         if self.disk_full is not None:
             raise ReadOnly(f"no writes at present: {self.disk_full}", reason="disk full")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,40 @@ def test_no_large_value_travels_back_to_the_node_that_it_came_from(cluster: Clus
             shop = database(client)
             assert [shop.get(f"k{number}").value for number in range(count)] == values
             assert [shop.get(f"k{number}").version for number in range(count)] == [1] * count
+
+
+def test_a_log_that_must_be_kept_for_members_that_are_away_is_bounded(tmp_path: Path) -> None:
+    settings = {"storage": {"segment_bytes": 65_536, "oplog_bytes": 262_144}}
+    with Cluster(tmp_path, settings=settings) as cluster:
+        for index in (1, 2):
+            cluster.nodes[index].kill("node")
+        with cluster.client(0, timeout=30.0) as client:
+            shop = database(client)
+            written: list[str] = []
+
+            def write_on() -> None:
+                while len(written) < 2_000:
+                    shop.set(f"k{len(written)}", "x" * 1_000, timeout=3.0)
+                    written.append("x")
+
+            with pytest.raises(nun.Overloaded, match="more nodes must be up") as caught:
+                write_on()
+            assert caught.value.fields["limit"] == "oplog_bytes"
+            assert len(written) > 100
+            assert shop.get("k50").value == "x" * 1_000, "reads go on"
+            cluster.nodes[1].launch()
+            wait_until(lambda: accepted(lambda: shop.set("after", "1")), "writes to go on", 40.0)
+            cluster.nodes[2].launch()
+        cluster.wait_same()
+        assert value_on(cluster, 2, f"k{len(written) - 1}") == "x" * 1_000
+
+
+def accepted(write: Callable[[], Any]) -> bool:
+    try:
+        write()
+    except nun.Overloaded:
+        return False
+    return True
 
 
 def test_promoting_who_is_not_there_is_refused(cluster: Cluster) -> None:
