@@ -85,6 +85,8 @@ def describe(core: NetworkCore) -> dict[str, Any]:
             }
             for number, info in core.state.databases.items()
         },
+        "outbox": len(core.tentative),
+        "forwarded": len(core.forwarding),
         "sessions": len(core.sessions),
         "watches": len(core.watches),
         "clients_remembered": len(core.state.clients),

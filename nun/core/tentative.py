@@ -9,7 +9,8 @@ decided without them.
 
 I1  An item is shown and answered only once it is durable in the outbox (P3), and stays in it until settled (P1).
 I2  Items are proposed in order of their numbers, each naming the one before it.
-I3  The outbox is bounded in bytes; beyond, local writes are refused.
+I3  The outbox is bounded in bytes; beyond, local writes are refused. So is what is under way to the primary: the rest
+    follows as that is decided.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ TICKETS_FROM: Final = (
     2**62
 )  # the tickets of items begin here; those of forwarded requests stay below
 _AGAIN_NS: Final = 1_000_000_000
+PROPOSED_BYTES_MAX: Final = 1_048_576
 
 
 class Tentative:
@@ -74,6 +76,7 @@ class Tentative:
         if any(number <= decided for number in self._items):  # in an earlier life of this process
             self._decided.append((core.stream.last_seq, decided))
         self._proposed_ns: int | None = None
+        self._proposed_to = 0  # the last item that is under way to the present primary
         self.shown: dict[
             int, dict[bytes, tuple[bytes, int]]
         ] = {}  # database -> key -> record, item
@@ -178,8 +181,8 @@ class Tentative:
         for one in [item for item in self._answers if item <= number]:
             for peer, frame in self._answers.pop(one, ()):
                 self._core.send(peer, frame)
-        first, self._durable = self._durable + 1, max(number, self._durable)
-        self._propose(first)
+        self._durable = max(number, self._durable)
+        self._propose()
 
     # Reading
 
@@ -201,26 +204,38 @@ class Tentative:
 
     def propose(self) -> None:
         """Proposes everything again, to whoever is primary now."""
-        self._propose(0)
+        self._proposed_to = 0
+        self._propose()
 
-    def _propose(self, first: int) -> None:
+    def _propose(self) -> None:
+        """Proposes what comes next, unless as much as may be is under way."""
         core = self._core
         decided = max((item for _, item in self._decided), default=self._done)
-        ready = [number for number in self._items if decided < number <= self._durable]
+        previous = max(self._proposed_to, decided)
+        room = PROPOSED_BYTES_MAX - sum(
+            len(data) for number, data in self._items.items() if decided < number <= previous
+        )
+        if room <= 0:
+            return
         bodies = []
-        previous = decided
         seen = core.state.position or NOTHING
-        for number in ready:
-            if number >= first:
-                verdict = self.repeats.verdict(number)
-                body = item_body(previous, number, verdict, seen, self._items[number])
-                bodies.append((TICKETS_FROM + number, body))
+        for number, data in self._items.items():
+            if not previous < number <= self._durable:
+                continue
+            verdict = self.repeats.verdict(number)
+            body = item_body(previous, number, verdict, seen, data)
+            bodies.append((TICKETS_FROM + number, body))
             previous = number
+            room -= len(data)
+            if room <= 0:
+                break
         if not bodies:
             return
         if core.decides:
+            self._proposed_to = previous
             core.proposals.take([(core.number, ticket, body) for ticket, body in bodies])
         elif core.roles.primary is not None:
+            self._proposed_to = previous
             self._proposed_ns = core.now_ns
             core.out.to_replicator.append((pm.PROPOSE, [list(body) for body in bodies]))
 
@@ -249,6 +264,8 @@ class Tentative:
                 request: known for request, known in self._requests.items() if known[0] > done
             }
             self._core.out.to_writer.append((pm.OUTBOX_DONE, done))
+        if self._items:
+            self._propose()
 
     def tick(self) -> None:
         """Hands the storage writer again what it has not on disk; proposes again what was not decided for a while."""
@@ -260,6 +277,8 @@ class Tentative:
         ):
             self._proposed_ns = core.now_ns
             self.propose()
+        elif self._items:
+            self._propose()
 
 
 def _operations_of(

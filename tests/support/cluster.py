@@ -156,6 +156,18 @@ class Cluster:
             told: dict[str, Any] = wait_until(found, f"node {index + 1} to be {role}", 30.0)
             return told
 
+    def wait_decided(self) -> None:
+        """Waits until no node holds writes that are not decided and settled."""
+
+        def decided() -> bool:
+            waiting = 0
+            for index in range(len(self.nodes)):
+                with self.client(index) as client:
+                    waiting += client.status()["outbox"]
+            return not waiting
+
+        wait_until(decided, "all outboxes to be empty", 60.0)
+
     def wait_same(self) -> None:
         """Waits until all nodes that run show the same position."""
         running = [

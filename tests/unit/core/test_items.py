@@ -14,6 +14,7 @@ from nun.core import effects as fx
 from nun.core import record, repeats
 from nun.core.clock import TICK
 from nun.core.outbox import Item, Operation, decode_item, encode_item, items_of_entries
+from nun.core.tentative import PROPOSED_BYTES_MAX
 from nun.errors import (
     BadRequest,
     LevelNotReached,
@@ -175,6 +176,29 @@ def test_an_item_that_was_lost_is_proposed_again_and_counts_once(cluster: Cluste
         cluster.forward()
     cluster.carry()
     assert value_of(cluster.primary, b"n") == b"2"
+
+
+def test_a_long_outbox_is_proposed_as_far_as_may_be_under_way(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    for _ in range(5):
+        write(client, m.SET, 1, "a", "x" * (PROPOSED_BYTES_MAX // 2 - 1_000), None, level=LOCAL)
+        keep_outbox(replica)
+    proposed = [body for _, bodies in replica.told(pm.PROPOSE) for body in bodies]
+    assert len(proposed) == 3
+    replica.hear(pm.PRIMARY_IS, "node1", "tcp://node1")
+    proposed = [body for _, bodies in replica.told(pm.PROPOSE) for body in bodies]
+    assert len(proposed) == 3, "those that may have been lost"
+    cluster.primary.hear(pm.PROPOSALS, [[2, ticket, body] for ticket, body in proposed])
+    cluster.carry()
+    cluster.carry()
+    assert len(replica.core.tentative) == 2, "three are settled"
+    cluster.forward()
+    cluster.carry()
+    cluster.carry()
+    assert len(replica.core.tentative) == 0
+    assert cluster.primary.core.state.outboxes == {2: 5}
+    assert ledger(cluster.primary) == []
 
 
 # Deciding
