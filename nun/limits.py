@@ -51,6 +51,9 @@ OUTBOX_BYTES_MAX: Final = (
     256 * MIB
 )  # writes that this node has taken and the primary has not settled
 ECHO_BYTES_MAX: Final = 32 * MIB  # large values that a replicator keeps for echoes, at either end
+NOTICE_BYTES_MAX: Final = (
+    4_096  # what a notice holds by itself; larger values are taken from its entry
+)
 NOTICES_PER_CLIENT_MAX: Final = (
     10_000  # outcomes that wait for one client; older ones stay in the ledger only
 )

@@ -12,6 +12,7 @@ Read rights follow the key's. The writer is told too: a *notice* waits in the st
 
 I1  A losing write has exactly one entry, found by its op id; opening it again changes nothing (P7).
 I2  A write whose database is gone has no place for an entry: its notice carries the value.
+I3  The state holds no large value twice: a notice of one is abridged, and made whole from the entry when it is sent.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
-from nun.codec import pack
+from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.access import CONFLICT_PREFIX
 from nun.core.outbox import Item, Operation
 from nun.core.record import ABSENT
+from nun.limits import NOTICE_BYTES_MAX
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -66,6 +68,42 @@ def _shown(value: Any) -> Any:
         return {"base64": base64.b64encode(value).decode()}
 
 
+def _abridged(told: dict[str, Any]) -> bytes:
+    """A notice; where it would be large, without what its entry holds."""
+    notice = pack(told)
+    if len(notice) > NOTICE_BYTES_MAX and "entry" in told:
+        notice = pack({**told, "value": None, "current": None, "abridged": True})
+    return notice
+
+
+def whole(core: NetworkCore, notice: bytes) -> bytes:
+    """A notice with the values that its entry holds, as long as that is there."""
+    told = unpack(notice)
+    if not told.get(b"abridged"):
+        return notice
+    info = core.state.database_named(told[b"database"].decode("utf-8", "replace"))
+    table = None if info is None else core.tables.get(info.number)
+    packed = ABSENT if table is None else table.records.get(told[b"entry"], ABSENT)
+    if record.is_live(packed):
+        shown = json.loads(record.value_of(packed))
+        told[b"value"] = _hidden(shown["value"])
+        current = shown["current"]
+        if current is not None:
+            value = _hidden(current["value"])
+            told[b"current"] = record.live(current["version"], current["op_id"], value)
+    return pack(told)
+
+
+def _hidden(shown: Any) -> Any:
+    """What `_shown` was given."""
+    match shown:
+        case str():
+            return shown.encode()
+        case {"base64": text}:
+            return base64.b64decode(text)
+    return shown
+
+
 class Ledger:
     """Opens and closes entries, on the primary."""
 
@@ -103,7 +141,7 @@ class Ledger:
             table.replace(place, new)
             core.stream.entry().changes.append(fx.RecordChange(database, (place,), (new,)))
             told["entry"] = place
-        notice = pack(told)
+        notice = _abridged(told)
         entry = core.stream.add((fx.NOTICE, item.client_id, op_id, notice))
         core.outcomes.push(entry, item.client_id, op_id, notice)
 

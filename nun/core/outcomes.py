@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nun import messages as m
 from nun.codec import pack
 from nun.core import effects as fx
+from nun.core import ledger
 from nun.core.history import position_from
 from nun.core.levels import Level
 from nun.core.stream import PendingEntry
@@ -67,7 +68,7 @@ class Outcomes:
                 self._send(entry, session.peer, op_id, notice)
 
     def _send(self, entry: PendingEntry | None, peer: bytes, op_id: int, notice: bytes) -> None:
-        frame = pack((m.OUTCOME, op_id, notice))
+        frame = pack((m.OUTCOME, op_id, ledger.whole(self._core, notice)))
         if entry is None:
             self._core.send(peer, frame)
         else:

@@ -22,8 +22,8 @@ from tests.support.node import seeded
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
-SETS = 3
-PACE_S = 0.02  # of each writer, or the sets grow to megabytes
+SETS = 12
+PACE_S = 0.05  # of each writer, or the sets grow to megabytes
 
 
 class Adds(Worker):

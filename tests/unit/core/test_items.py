@@ -363,6 +363,28 @@ def test_a_losing_writer_is_told_on_any_node_until_it_has_seen_it(cluster: Clust
     assert notices(last) == []
 
 
+@pytest.mark.parametrize("value", [b"x" * 50_000, b"\xff" * 50_000, "ü".encode() * 5_000])
+def test_the_state_holds_no_large_value_twice_and_its_writer_gets_it_whole(
+    cluster: Cluster, value: bytes
+) -> None:
+    (replica,) = cluster.replicas
+    primary = cluster.primary
+    write(primary.client(), m.SET, 1, "a", value[::-1], None)
+    cluster.carry()
+    waiting = replica.client(client_id=CLIENT)
+    ask(waiting, m.OUTCOMES)
+    op_id = stamp(primary)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", value, 0, op_id)))
+    cluster.carry()
+    ask(primary.client(client_id=CLIENT), m.OUTCOMES)
+    for node in (replica, primary):
+        assert len(node.core.state.notices[CLIENT][op_id]) < 500
+        (message,) = [message for _, message in node.sent if message[0] == m.OUTCOME]
+        told = unpack(message[2])
+        assert told[b"value"] == value
+        assert record.value_of(told[b"current"]) == value[::-1]
+
+
 def test_waiting_for_a_request_gives_what_it_came_to(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
     client = replica.client()
