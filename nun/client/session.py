@@ -306,9 +306,10 @@ class Session:
                     self.outbox.append((pack((m.PING, self.token, 0, receipt)), None))
             elif head == m.EVENTS:
                 _, number, body = message
-                watch = self._live.get(number)
-                if watch is not None:
-                    watch.feed(body)
+                if (watch := self._live.get(number)) is not None:
+                    if not watch.feed(body):
+                        del self._live[number]
+                        self._unwatch(number, now)  # `tick` asks for it anew
                     self.finished.append(watch)
             elif head == m.OUTCOME:
                 _, op_id, notice = message
@@ -317,8 +318,7 @@ class Session:
                     self.finished.append(self._notices)
             elif head == m.WATCH_ENDED:
                 _, number, code, text, fields = message
-                watch = self._live.get(number)
-                if watch is not None:
+                if (watch := self._live.get(number)) is not None:
                     self._end_watch(watch, error_of(code, text, fields, TEXT))
         except (WireError, TypeError, ValueError, LookupError, AttributeError) as error:
             self.broken(now, f"the node sent what is no message: {error}")

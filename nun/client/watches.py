@@ -1,10 +1,11 @@
 """A watch as the client sees it: complete and in order across lost links, or honest about it.
 
-I1  An event is given out once, in the order of the stream. Events are counted within their entry; after a lost link the
-    watch starts again after the last entry that was given out whole, and what was given out of the next is dropped.
+I1  An event is given out once, in the order of the stream. After a lost link the watch starts again after the last
+    entry that was given out; a node whose history has not got it answers with the state. Where a part of that entry may
+    be missing, it starts after the one before; what was given out is dropped, and counted for that.
 I2  What is received and not yet given out is bounded by the credit; credit goes back when a message has been given out.
 I3  A watch that was being told the whole state when its link broke asks for the state again: it starts at NOWHERE, a
-    position that is in no history.
+    position that is in no history. So does one that had a part of an entry which is not there any more.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class WatchState:
         self._given = 0  # events of that entry
         self._partial = False  # there may be more of them
         self._copying = False
+        self._doubtful = False  # whether the entry that was given out in part is still there
 
     def _reset_parser(self, stream: int) -> None:
         self._events: list[Any] = []  # of the message in hand, last first
@@ -124,7 +126,7 @@ class WatchState:
 
     def resume_from(self) -> Position | None:
         """Where to start (again)."""
-        return self._since
+        return self.position
 
     def started(self, number: int, position: Position | None) -> None:
         """The node serves it: events follow from where it was asked for, or from `position` on."""
@@ -140,14 +142,23 @@ class WatchState:
         self.owed = 0
         self._stream += 1
         self._bodies.clear()
+        self._doubtful = self._entry is not None and self.position != self._entry
 
     def is_of(self, stream: int) -> bool:
         """Whether the link has not broken since this was the stream."""
         return self.number is not None and stream == self._stream
 
-    def feed(self, body: bytes) -> None:
-        """A message of events came."""
+    def feed(self, body: bytes) -> bool:
+        """A message of events came. False: an entry that was given out in part is gone, so it is to be asked anew."""
+        if self._doubtful:
+            self._doubtful = False
+            (reign, node, start), [(kind, *_, seq), *_] = unpack(body)
+            if kind != EVENT_COMPACTED and Position(reign, node, start, seq) != self._entry:
+                self.stopped()
+                self._since, self._entry, self._doubtful, self.ask_at = NOWHERE, None, False, 0.0
+                return False
         self._bodies.append((self._stream, body))
+        return True
 
     # The owner's side
 
@@ -237,8 +248,8 @@ class WatchState:
                 self._since, self._given = entry, 0
         self._entry = position
         self._given += 1
-        # An entry goes on in the next message only after one that was half full at least.
+        # An entry goes on in the next message only after a large one.
         events = self._events
-        half_full = self._body_bytes >= EVENTS_BYTES_MAX // 2
-        self._partial = events[-1][5] == seq if events else half_full
+        large = self._body_bytes >= EVENTS_BYTES_MAX // 8
+        self._partial = events[-1][5] == seq if events else large
         return True

@@ -248,6 +248,9 @@ class Watches:
         self._watches: dict[int, Watch] = {}
         self._wants_copy: dict[int, Watch] = {}
         self._copying: dict[int, Watch] = {}
+        self._ahead: dict[
+            int, Watch
+        ] = {}  # they start after an entry that is yet to become durable
         self._next_number = 1
         self.reads: list[
             tuple[int, int]
@@ -294,6 +297,7 @@ class Watches:
             return False
         self._wants_copy.pop(number, None)
         self._copying.pop(number, None)
+        self._ahead.pop(number, None)
         group = watch.group
         if watch.live:
             group.members.remove(watch)
@@ -329,6 +333,9 @@ class Watches:
                         self._deliver(group, epoch, events)
         for watch in list(self._copying.values()):
             self._copy_on(watch)
+        for watch in list(self._ahead.values()):
+            del self._ahead[watch.number]
+            self._go_on(watch)
 
     def _deliver(self, group: Group, epoch: Epoch, events: list[Event]) -> None:
         for body in bodies(epoch, events):
@@ -393,7 +400,9 @@ class Watches:
         """Decides what a watch that is behind needs next; one that waits for a copy needs nothing else."""
         if watch.number in self._wants_copy:
             return
-        if watch.next_seq > self._stream.durable_seq:
+        if watch.next_seq > self._stream.durable_seq + 1:
+            self._ahead[watch.number] = watch
+        elif watch.next_seq > self._stream.durable_seq:
             self._go_live(watch)
         elif watch.credit > 0 and not watch.reading:
             watch.reading = True

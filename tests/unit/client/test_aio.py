@@ -212,10 +212,10 @@ def test_a_watch_survives_restarts_without_loss_or_repeat(node: FakeNode) -> Non
     async def test(_: nun.AsyncClient, db: AsyncDatabase) -> None:
         watch = await db.watch("*", credit=300)
         expected, got = [], []
+        large = "x" * 40_000  # only large messages may end in the midst of an entry
         for i in range(4):
-            await asyncio.to_thread(
-                node.entry, (f"{i}a", "x"), (f"{i}b", "x"), (f"{i}c", "x"), cut=(1, 2)
-            )
+            changes = [(f"{i}{letter}", large) for letter in "abc"]
+            await asyncio.to_thread(node.entry, *changes, cut=(1, 2))
             expected += [f"{i}a", f"{i}b", f"{i}c"]
             got += [(await anext(watch)).key for _ in range(2)]
             await asyncio.to_thread(node.restart)

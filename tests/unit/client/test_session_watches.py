@@ -68,7 +68,29 @@ def test_a_watch_goes_on_where_it_was_after_a_lost_link(shell: Shell, grant: Gra
     [use] = shell.sent()
     shell.reply(use, [6, {}])
     [message] = shell.sent()
-    assert message[3:] == [6, m.WATCH_KEY, b"a", [1, 1, 1, 41], 1000]
+    assert message[3:] == [6, m.WATCH_KEY, b"a", [1, 1, 1, 42], 1000]
+
+
+def test_a_watch_that_had_a_part_of_an_entry_which_is_gone_is_asked_for_anew(
+    shell: Shell, grant: Grant
+) -> None:
+    watch = watch_of(grant)
+    start(shell, watch)
+    shell.come(m.EVENTS, 31, pack([[1, 1, 1], [event(b"a", 41), event(b"a", 41)]]))
+    watch.take()
+    shell.session.broken(shell.now, "gone")
+    shell.greet_again()
+    shell.reply(shell.sent()[0], [6, {}])
+    [message] = shell.sent()
+    assert message[6] == [1, 1, 1, 40]
+    shell.reply(message, 32, [2, 1, 1, 50])
+    shell.come(m.EVENTS, 32, pack([[2, 1, 1], [event(b"a", 45)]]))
+    [unwatch] = shell.sent()
+    shell.pass_time(0.1)
+    [again] = shell.sent()
+    assert (unwatch[0], unwatch[3]) == (m.UNWATCH, 32)
+    assert again[6] == list(NOWHERE)
+    assert watch.take() is None
 
 
 def test_a_watch_that_is_refused_ends(shell: Shell, grant: Grant) -> None:
