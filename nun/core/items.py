@@ -189,6 +189,7 @@ class Items:
     def _outcome(self, item: Item, status: int, result: Any) -> None:
         op_id = item.operations[0].op_id
         effect = (fx.OUTCOME, item.client_id, item.number, item.floor, status, op_id, result)
+        self._core.tentative.repeats.decided((item.client_id, item.number))
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
 

@@ -111,6 +111,18 @@ def test_items_of_two_nodes_for_one_request_are_decided_once(cluster: Cluster) -
     assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"2", {2: 2, 3: 1})
 
 
+def test_a_node_that_is_primary_itself_sees_what_it_decided(cluster: Cluster) -> None:
+    """It took a request, died, and took it again; promoted, it decides both items."""
+    primary = cluster.primary
+    known = primary.core.tentative.repeats
+    for number in (1, 2):
+        known.add(number, Item(CLIENT, 3, 0, b"d", m.INCREMENT, False, [], 0, NOTHING))
+    data, _ = increment(cluster, 3)
+    decide(primary, 1, data, origin=1)
+    known.drop(1)
+    assert known.verdict(2) == DONE
+
+
 def test_what_a_node_saw_of_another_history_counts_for_nothing(cluster: Cluster) -> None:
     primary = cluster.primary
     go_on(primary, 9)
