@@ -16,7 +16,9 @@ the primary, `Proposals` decides them as if a client of its own had asked, in or
 
 I1  A proposal that may have been lost is made again, to whoever is primary then: its request id makes that harmless.
 I2  A proposal is open until its reply has come, its session has ended, or it is too old; their bytes are bounded.
-I3  What was never sent to any primary is refused after a while; of what was sent nobody here can say what became of it.
+I3  A reply speaks of an entry of this node's history, or of none. Where a change of primary has cut that entry off, the
+    request is proposed again.
+I4  What was never sent to any primary is refused after a while; of what was sent nobody here can say what became of it.
 """
 
 from __future__ import annotations
@@ -68,9 +70,9 @@ class _Arrived:
     """A reply that waits for its entry to be shown here."""
 
     seq: int
-    order: int
-    peer: bytes = field(compare=False)
-    token: int = field(compare=False)
+    ticket: int
+    position: Position | None = field(compare=False)
+    open: _Open = field(compare=False)
     frame: bytes = field(compare=False)
 
 
@@ -117,7 +119,13 @@ class Forwarding:
             self._propose(list(self._open))
 
     def take_open(self) -> list[tuple[int, bytes]]:
-        """All that is open, for a node that has become primary itself."""
+        """All that is open, for a node that has become primary itself; what its history has not is open again."""
+        arrived, self._arrived = self._arrived, []
+        for one in arrived:
+            if self._stands(one):
+                heapq.heappush(self._arrived, one)
+            else:
+                self._open_again(one)
         return [(ticket, open.body) for ticket, open in self._open.items()]
 
     def _propose(self, tickets: Sequence[int]) -> None:
@@ -144,14 +152,15 @@ class Forwarding:
         for ticket, frame in replies:
             open = self._open.get(ticket)
             try:
-                status, _, _, position, *_ = unpack(frame)
+                status, _, _, told, *_ = unpack(frame)
+                position = None if told is None else Position(*told)
             except (WireError, ValueError, TypeError):
                 continue
             if open is None or status == NoPrimary.code:
                 continue  # a node that is no longer the primary decides nothing: it is proposed again
             self._drop(ticket)
-            seq = 0 if position is None else position[3]
-            arrived = _Arrived(seq, ticket, open.peer, open.token, frame)
+            seq = 0 if position is None else position.seq
+            arrived = _Arrived(seq, ticket, position, open, frame)
             if seq <= core.stream.durable_seq:
                 self._give(arrived)
             else:
@@ -163,13 +172,30 @@ class Forwarding:
             self._give(heapq.heappop(self._arrived))
 
     def _give(self, arrived: _Arrived) -> None:
-        session = self._core.sessions.get(arrived.peer)
-        if session is None or session.token != arrived.token:
+        if not self._stands(arrived):
+            self._open_again(arrived)
+            return
+        open = arrived.open
+        session = self._core.sessions.get(open.peer)
+        if session is None or session.token != open.token:
             return
         frame = arrived.frame
         if len(frame) > RECEIPT_ABOVE_BYTES:
             frame = enclosed(frame, m.RECEIPT, session.owe(len(frame)))
-        self._core.send(arrived.peer, frame)
+        self._core.send(open.peer, frame)
+
+    def _stands(self, arrived: _Arrived) -> bool:
+        """Whether the entry that a reply speaks of is in this node's history."""
+        state, position = self._core.state, arrived.position
+        if position is None or state.epoch_of(position.seq) is None:  # so old that nothing tells
+            return True
+        return state.in_history(position)
+
+    def _open_again(self, arrived: _Arrived) -> None:
+        self._mark_again(arrived.open)
+        arrived.open.proposed_ns = self._core.now_ns  # `tick` will, in a while
+        self._open[arrived.ticket] = arrived.open
+        self._bytes += len(arrived.open.body)
 
     def tick(self) -> None:
         """Proposes again what was not answered for a while; gives up what nobody waits for any more."""
@@ -290,6 +316,7 @@ class Proposals:
             core.out.to_replicator.append((pm.DECISIONS, away))
         rest = [send for send in sends if not send[0].startswith(_VIRTUAL)]
         if here:
+            core.out.sends = []  # it was the list that was taken apart above
             core.forwarding.answered(here)
             rest += core.out.sends
             core.out.sends = []

@@ -414,6 +414,7 @@ class NetworkCore:
 
     def _request(self, peer: bytes, body: bytes) -> None:
         number = 0
+        self.level = None  # a greeting has none either
         try:
             try:
                 message = unpack(body)
@@ -438,7 +439,6 @@ class NetworkCore:
                     limit="unread_bytes_max",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
-            self.level = None
         except RequestError as error:
             self._refused(peer, number, error)
         else:

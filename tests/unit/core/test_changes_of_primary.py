@@ -1,0 +1,74 @@
+"""What clients are told when another node becomes primary, or when they ask for what is yet to come."""
+
+from __future__ import annotations
+
+import pytest
+
+from nun import messages as m
+from nun import peer_messages as pm
+from nun.codec import unpack
+from nun.position import Epoch, Position
+from tests.support.replicas import EPOCH, Cluster
+from tests.unit.core.test_replicas import ask, error_of, reply_to, write
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.database()
+    return made
+
+
+def test_a_promoted_replica_sends_once_what_goes_out_with_its_own_proposals(
+    cluster: Cluster,
+) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    number = write(client, m.INCREMENT, 1, "n", 2)
+    watcher = replica.client()
+    assert error_of(watcher, ask(watcher, m.WATCH, 1, m.WATCH_KEY, b"n", None, 10_000)) == 0
+    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.sync()
+    assert reply_to(client, number).status == 0
+    assert len([message for _, message in replica.sent if message[0] == m.EVENTS]) == 1
+
+
+def test_a_reply_that_speaks_of_an_entry_which_was_cut_off_is_not_given(cluster: Cluster) -> None:
+    """The old primary decided and answered it; this node becomes primary without that entry."""
+    (replica,) = cluster.replicas
+    client = replica.client()
+    number = write(client, m.INCREMENT, 1, "n", 2)
+    cluster.forward()
+    cluster.primary.sync()
+    cluster.answer()
+    assert client.reply_to(number) is None
+    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.sync()
+    reply = reply_to(client, number)
+    assert Position(*reply.position).epoch == Epoch(2, 2, 1)
+    assert reply.result == [1, 2]
+    assert client.reply_to(number) is None
+
+
+def test_a_greeting_does_not_wait_for_the_level_of_the_request_before_it() -> None:
+    cluster = Cluster(replicas=2)
+    cluster.database()
+    write(cluster.primary.client(), m.SET, 1, "a", "1", None, level=(m.ACK_ALL, 9_000))
+    assert cluster.primary.client().token
+
+
+def test_a_watch_from_an_entry_that_is_yet_to_be_shown_begins_after_it(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    writer = cluster.primary.client()
+    for value in ("1", "2"):
+        write(writer, m.SET, 1, "a", value, None)
+    (_, first), (seq, _) = cluster.primary.published
+    watcher = replica.client()
+    replica.entries(first)
+    assert (
+        error_of(watcher, ask(watcher, m.WATCH, 1, m.WATCH_ALL, b"", [*EPOCH, seq - 1], 900)) == 0
+    )
+    cluster.carry()
+    assert replica.read_log(9)
+    events = [unpack(message[2])[1] for _, message in replica.sent if message[0] == m.EVENTS]
+    assert [event[5] for body in events for event in body] == [seq]
