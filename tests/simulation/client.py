@@ -43,10 +43,13 @@ class Client:
         self.context = zmq_model.Context(world.wires, self)
         self.socket: zmq_model.Socket | None = None
         self.watches: list[WatchState] = []
+        self.on_read: Callable[[WatchState], None] | None = None
         self.on_event: Callable[[WatchState, Any], None] | None = None
+        self.read_delay_ns = 0  # how long events lie before they are looked at
         self.closed = False
         self.there = ""  # the address that the link goes to
         self._answered: dict[Request, Answered] = {}
+        self._unread: list[WatchState] = []
         self._woken = False
         self._timer: Event | None = None
         self._timer_at = 0
@@ -82,13 +85,25 @@ class Client:
         self.session.broken(self.now, "it wants another node")
         self.serve()
 
-    def watch(self, pattern: str, since: Any = None) -> WatchState:
-        watch = WatchState(self.grant, pattern, since, 100_000, TEXT)
+    def watch(self, pattern: str, since: Any = None, credit: int = 100_000) -> WatchState:
+        watch = WatchState(self.grant, pattern, since, credit, TEXT)
         watch.deadline = float("inf")
         self.watches.append(watch)
         self.session.watch(watch, self.now)
         self.serve()
         return watch
+
+    def unwatch(self, watch: WatchState) -> None:
+        self.session.unwatch(watch, self.now)
+        self.watches.remove(watch)
+        self.serve()
+
+    def read_on(self) -> None:
+        """Looks at what lies there."""
+        unread, self._unread = self._unread, []
+        for watch in unread:
+            self._read(watch)
+        self.serve()
 
     def close(self) -> None:
         """The client is gone, without a word."""
@@ -156,14 +171,25 @@ class Client:
         finished, self.session.finished = self.session.finished, []
         for target in finished:
             if isinstance(target, WatchState):
-                self._read(target)
+                if self.read_delay_ns and target.error is None and target.begun:
+                    self._read_later(target)
+                else:
+                    self._read(target)
             else:
                 answered = self._answered.pop(target, None)
                 if answered is not None:
                     answered(target)
 
+    def _read_later(self, watch: WatchState) -> None:
+        if not self._unread:
+            self.world.after(self.read_delay_ns, self.read_on)
+        if watch not in self._unread:
+            self._unread.append(watch)
+
     def _read(self, watch: WatchState) -> None:
-        while True:
+        if self.on_read is not None:
+            self.on_read(watch)
+        while not watch.closed:
             event = watch.take()
             if watch.owed:
                 self.session.give_credit(watch, watch.take_owed())

@@ -14,7 +14,7 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
 from nun.core.outbox import decode_item
-from nun.position import Epoch, Position
+from nun.position import NOTHING, Epoch, Position
 from storage.oplog import LogReader
 from tests.simulation.process import Failed
 
@@ -81,6 +81,7 @@ class Oracle:
     Attributes:
         entries: the frame of every entry that any disk was given, by position.
         known: every change in them, by op id.
+        before: which entry stands before another in whatever history holds it.
         durable: every entry that a node has called durable, by node.
         settled: the highest position that was called settled; None once a promotion was forced.
     """
@@ -89,6 +90,7 @@ class Oracle:
         self.entries: dict[Position, bytes] = {}
         self.known: dict[int, Change] = {}
         self.decoded: dict[Position, list[Change]] = {}
+        self.before: dict[Position, Position] = {}
         self.effects: dict[Position, list[fx.Effect]] = {}
         self.disks: dict[str, Disk] = {}
         self.durable: dict[str, set[Position]] = {}
@@ -122,8 +124,10 @@ class Oracle:
         append, durable = oplog.append, commit.durable
 
         def appending(entries: Any) -> None:
+            before = disk.log.get(disk.last, NOTHING)
             for position, frame in entries:  # it may die on the way, with all of it written
-                self._given(node.name, position, bytes(frame))
+                self._given(node.name, position, bytes(frame), before)
+                before = position
             append(entries)
             for position, _ in entries:
                 self._appended(node.name, position)
@@ -200,8 +204,14 @@ class Oracle:
         # What is recovered counts as durable from now on: whatever was not is synced by then.
         disk.last = disk.announced = last.seq
         self.durable[node.name].update(disk.log.values())
+        # What a copy was made of is here, though its entries are not.
+        self.durable[node.name].update(self.path(NOTHING, last) or ())
 
-    def _given(self, name: str, position: Position, frame: bytes) -> None:
+    def _given(self, name: str, position: Position, frame: bytes, before: Position) -> None:
+        if before.seq == position.seq - 1 and self.before.setdefault(position, before) != before:
+            raise Failed(
+                f"P4: {name} has {before} before {position}, others {self.before[position]}"
+            )
         known = self.entries.get(position)
         if known is None:
             self.entries[position] = frame
@@ -350,12 +360,15 @@ class Oracle:
 
     # The end
 
-    def history(self, node: str) -> list[Position]:
-        """All entries of a node's history, oldest first, known to the oracle."""
-        disk = self.disks[node]
+    def path(self, start: Position, end: Position) -> list[Position] | None:
+        """The entries after `start` up to `end`, of the history that `end` is of; None when `start` is not in it."""
         found: list[Position] = []
-        seq = disk.last
-        while seq and seq in disk.log:
-            found.append(disk.log[seq])
-            seq -= 1
-        return found[::-1]
+        position = end
+        while position.seq > start.seq:
+            found.append(position)
+            position = self.before[position]
+        return found[::-1] if position == start or not start.seq else None
+
+    def history(self, last: Position) -> list[Position]:
+        """All entries of the history that ends with this one, oldest first."""
+        return self.path(NOTHING, last) or []

@@ -31,6 +31,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.node import Clock, Node
 from tests.simulation.oracle import Change, Oracle
 from tests.simulation.process import Failed, installed
+from tests.simulation.watchers import Watcher, check_watch
 from tests.simulation.workload import (
     Worker,
     Write,
@@ -73,7 +74,9 @@ class Simulation:
         self.pause_ns = world.between(10, 80) * MS
         self.writes: list[Write] = []
         self.workers: list[Worker] = []
+        self.watchers: list[Watcher] = []
         self.clients: list[Client] = []
+        self.healed = False
 
     def _config(self, i: int, count: int) -> Config:
         rng = self.world.rng
@@ -204,9 +207,13 @@ class Simulation:
             # One that knows a single node stays there; the others go to where the primary is.
             self.workers.append(Worker(self, self.client(only=self.world.chance(0.5)), levels))
 
+        for _ in range(self.world.between(0, 3)):
+            self.watchers.append(Watcher(self, self.client(only=self.world.chance(0.5))))
+
     def heal(self) -> None:
         """All links up, all nodes there."""
         self.world.note("heal")
+        self.healed = True
         self.wires.drop = 0.0
         self.wires.hwm = 10**9
         self.wires.slow_ns.clear()
@@ -219,7 +226,7 @@ class Simulation:
                 node.start()
 
     def rest(self) -> None:
-        """Clients end what they do; then all nodes must hold the same."""
+        """Clients end what they do; then all nodes must hold the same, and all watchers have been shown it."""
         for worker in self.workers:
             worker.stopping = True
         for _ in range(8):
@@ -229,12 +236,17 @@ class Simulation:
                 self.promote(self.world.rng.choice(self.names))
         else:
             raise Failed(f"requests are not answered; {self.describe()}")
+        for watcher in self.watchers:
+            watcher.settle_down()
         for _ in range(8):
-            if self.world.run(self.world.now + 5 * SECOND, self._every(20 * MS, self.converged)):
+            if self.world.run(self.world.now + 5 * SECOND, self._every(20 * MS, self.at_rest)):
                 return
             if not any(map(self._decides, self.nodes.values())) or self._promise_stands():
                 # A promotion that failed half way leaves promises behind: only an operator moves the primary.
                 self.promote(self.world.rng.choice(self.names))
+        if self.converged():
+            lives = [each.lives[-1] for each in self.watchers if not self._caught_up(each)]
+            raise Failed(f"P6: these are not shown all there is: {lives}; {self.describe()}")
         raise Failed(f"the nodes do not come to hold the same; {self.describe()}")
 
     def _promise_stands(self) -> bool:
@@ -260,6 +272,15 @@ class Simulation:
 
     def all_answered(self) -> bool:
         return all(worker.finished for worker in self.workers)
+
+    def at_rest(self) -> bool:
+        """All have the same, and all watchers have been shown it."""
+        return self.converged() and all(map(self._caught_up, self.watchers))
+
+    def _caught_up(self, watcher: Watcher) -> bool:
+        core = self.primary().network.core  # type: ignore[union-attr]
+        database = core.state.database_named(DATABASE).number
+        return watcher.caught_up(self.oracle, self.oracle.history(core.state.position), database)
 
     def converged(self) -> bool:
         """One decides, and all have the same, durably."""
@@ -289,7 +310,7 @@ class Simulation:
         primary = self.primary()
         assert primary is not None
         records = self._same_everywhere(primary)
-        history = self.oracle.history(primary.name)
+        history = self.oracle.history(primary.network.core.state.position)
         settled = self.oracle.settled
         if settled is not None and not self.oracle.forced and settled not in history:
             raise Failed(f"P1: settled {settled} is not in the history in the end")
@@ -298,16 +319,19 @@ class Simulation:
         ]
         told = self.ledger(records)
         told |= self._aliases(history, told)
-        if len(history) == history[-1].seq:  # else some node began from a copy
-            self._check_acknowledged(changes, told)
-            check_exactly_once(self.writes, changes, told)
-            check_requests([each for position in history for each in self.oracle.effects[position]])
+        self._check_acknowledged(changes, told)
+        check_exactly_once(self.writes, changes, told)
+        check_requests([each for position in history for each in self.oracle.effects[position]])
         values = {
             key.decode(): record[12:].decode()
             for key, record in records.items()
             if record[3] < 0x80 and not key.startswith(b"$")
         }
         check_elements(self.writes, values, told)
+        database = primary.network.core.state.database_named(DATABASE).number
+        for watcher in self.watchers:
+            for life in watcher.lives:
+                check_watch(self.oracle, life, history, database)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
         """P4: the same records and the same state, in memory and on disk."""

@@ -40,6 +40,11 @@ FOUND = {
     5747: "a node that was told to begin its old reign again became a candidate before it had",
     5826: "a node became a candidate while it was giving a lower promise",
     439: "items of two nodes for one request were both taken for the first",
+    353: "a watch whose last entry was cut off went on as if nothing were missing",
+    674: "a node that became primary sent replies and events twice",
+    606: "a greeting waited for the ack level of the request before it",
+    204: "a reply told of an entry that a change of primary had cut off",
+    184: "a primary did not see that it had decided another item of the same request",
     9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 
