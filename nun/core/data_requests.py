@@ -69,12 +69,13 @@ class DataRequests:
                 core.reply(session, number, self._connections(database))
                 return
         packed = table.records.get(key)
-        tentative = core.tentative.record_of(database, key) if core.tentative.shown else None
-        if tentative is not None:
-            packed = tentative
+        tentative = None
+        if core.tentative.shown and core.level is None:
+            tentative = core.tentative.record_of(database, key)
+            packed = packed if tentative is None else tentative
         if packed is not None and packed[3] >= 0x80:
             packed = None
-        if tentative is not None and core.level is None:
+        if tentative is not None:
             core.tentative.reply(session, number, database, (key,), packed)
             return
         waits_for = None

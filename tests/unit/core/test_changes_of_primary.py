@@ -72,3 +72,15 @@ def test_a_watch_from_an_entry_that_is_yet_to_be_shown_begins_after_it(cluster: 
     assert replica.read_log(9)
     events = [unpack(message[2])[1] for _, message in replica.sent if message[0] == m.EVENTS]
     assert [event[5] for body in events for event in body] == [seq]
+
+
+def test_a_majority_read_shows_nothing_tentative(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    client = replica.client()
+    write(client, m.SET, 1, "a", "1", None, level=(m.ACK_LOCAL, 1_000))
+    number = ask(client, m.GET, 1, "a", [None, True, 1_000])
+    assert reply_to(client, number).result is None
+    replica.core.outbox_durable(1, replica.now_ns)
+    replica.perform()
+    number = ask(client, m.GET, 1, "a")
+    assert reply_to(client, number).result is not None
