@@ -31,6 +31,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.node import Clock, Node
 from tests.simulation.oracle import Change, Oracle
 from tests.simulation.process import Failed, installed
+from tests.simulation.reads import Read, check_reads
 from tests.simulation.watchers import Watcher, check_watch
 from tests.simulation.workload import (
     Worker,
@@ -73,6 +74,7 @@ class Simulation:
             self.oracle.watch(self.nodes[name])
         self.pause_ns = world.between(10, 80) * MS
         self.writes: list[Write] = []
+        self.reads: list[Read] = []
         self.workers: list[Worker] = []
         self.watchers: list[Watcher] = []
         self.clients: list[Client] = []
@@ -329,6 +331,7 @@ class Simulation:
         }
         check_elements(self.writes, values, told)
         database = primary.network.core.state.database_named(DATABASE).number
+        check_reads(self.reads, history, self.oracle.decoded, self.oracle.forced)
         for watcher in self.watchers:
             for life in watcher.lives:
                 check_watch(self.oracle, life, history, database)

@@ -16,6 +16,7 @@ from nun.errors import VersionConflict
 from nun.position import Position
 from tests.simulation.client import Client, outcome, with_level
 from tests.simulation.process import Failed
+from tests.simulation.reads import Read
 from tests.simulation.world import MS
 
 KEYS: Final = tuple(f"k{i}" for i in range(5))
@@ -108,6 +109,32 @@ class Worker:
                 )
             elif ending == "done":
                 self.entries.pop(key, None)
+            self._next()
+
+        self._ask(request, answered)
+
+    def _view(self, rng: Any) -> None:
+        """A read at the position of some write, at what is settled, or both."""
+        key = rng.choice((*KEYS, *COUNTERS, *SETS))
+        simulation = self.simulation
+        request = ops.get(self.client.grant, key, TEXT)
+        known = [write.position for write in simulation.writes[-10:] if write.position]
+        at = rng.choice(known) if known and rng.random() < 0.6 else None
+        majority = at is None or rng.random() < 0.4
+        request.view = (at, majority, 1_500)
+        began = self.world.now
+
+        def answered(request: Request) -> None:
+            ending, entry = outcome(request)
+            self.tally["view " + ending] += 1
+            if ending == "done":
+                op_id = 0 if entry is None else entry.op_id
+                there = self._there()
+                simulation.reads.append(
+                    Read(self.client.name, there, key, at, majority, began, self.world.now, op_id)
+                )
+                if entry is not None:
+                    simulation.oracle.shown_record(there, op_id, f"{key}={entry.value}")
             self._next()
 
         self._ask(request, answered)
@@ -246,6 +273,7 @@ class Worker:
 
 _KINDS: Final = (
     "get",
+    "view",
     "set",
     "safe",
     "if_version",
@@ -255,7 +283,7 @@ _KINDS: Final = (
     "batch",
     "element",
 )
-_WEIGHTS: Final = (6, 5, 3, 2, 2, 5, 2, 2, 3)
+_WEIGHTS: Final = (5, 2, 5, 3, 2, 2, 5, 2, 2, 3)
 _DONE_MAYBE: Final = ("LevelNotReached", "NoPrimary", "ConnectionLost", "OutcomeExpired")
 
 
