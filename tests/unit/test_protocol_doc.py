@@ -102,7 +102,7 @@ def test_numbers_that_the_text_names() -> None:
     assert f"above {limits.RECEIPT_ABOVE_BYTES // limits.KIB} KiB" in TEXT
     assert f"per {session.RECEIPT_BYTES // limits.KIB} KiB" in TEXT
     assert f"op_id + i * {clock.TICK}" in TEXT
-    assert f"less than {limits.EVENTS_BYTES_MAX // 2 // limits.KIB} KiB" in TEXT
+    assert f"less than {limits.EVENTS_BYTES_MAX // 8 // limits.KIB} KiB" in TEXT
     assert f"`{list(watches.NOWHERE)}`" in TEXT
     assert f"1 to {limits.CLIENT_ID_BYTES_MAX} bytes" in TEXT
 
