@@ -284,7 +284,10 @@ class _Recovery:
             file.close()
 
     def _make_durable(self) -> None:
-        """Syncs the names, and the segments that may hold what was written and not synced."""
+        """Syncs the names, and the segments that may hold what was written and not synced.
+
+        That is written once more first: after a sync that failed it reads back, and no later sync would write it.
+        """
         self._disk.sync_names(seg.FOLDER)
         self._disk.sync_names()
         segments = self._found.segments
@@ -293,9 +296,25 @@ class _Recovery:
             if is_last or segments[index + 1].first_seq > self._proven + 1:
                 file = self._disk.open(segment.name)
                 try:
+                    data = self._disk.view(segment.name)
+                    begin = self._unproven(data, segment)
+                    for offset in range(begin, segment.end, CHUNK_BYTES):
+                        file.write(offset, data[offset : min(offset + CHUNK_BYTES, segment.end)])
                     file.sync()
                 finally:
                     file.close()
+
+    def _unproven(self, data: bytes | mmap, segment: Segment) -> int:
+        """From where on what a segment holds may never have come to the disk; its header is the first of it."""
+        if segment.first_seq > self._proven:
+            return 0
+        offset = seg.HEADER_BYTES
+        while offset < segment.end:
+            head = seg.head_at(data, offset, segment.header)
+            if head is None or head.position.seq > self._proven:
+                break
+            offset = head.end
+        return offset
 
 
 def write_zeros(file: File, start: int, end: int) -> None:

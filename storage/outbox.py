@@ -94,7 +94,9 @@ class Outbox:
             self._file = disk.open(OUTBOX)
             if self._end < len(data):
                 self._file.truncate(self._end)
-                self._file.sync()
+            # What reads back may never have come to the disk: after a sync that failed no later one would write it.
+            self._file.write(0, data[: self._end])
+            self._file.sync()
             self._sizes.update((number, _ITEM.size + len(item)) for number, item in items)
         else:
             self.following = 1

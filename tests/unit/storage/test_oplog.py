@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import threading
 from pathlib import Path
 
@@ -381,6 +382,28 @@ class TestFailingDisk:
         calls = disk.calls
         log.close()
         assert disk.calls == calls, "a log that failed was written to"
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_what_reads_back_after_a_failed_sync_is_on_disk_after_recovery(
+        self, whole: bool
+    ) -> None:
+        """The system calls it clean and never writes it again, so recovery does."""
+        for seed in range(10):
+            disk = SimDisk()
+            log = opened(disk)
+            if not whole:
+                log.append(entries(1, 3))
+                log.sync()
+            log.append([entry(4 if not whole else 1)])
+            disk.syncs_to_fail = 1
+            with pytest.raises(OSError, match="Input/output"):
+                log.sync()
+            killed = disk.kill()
+            recovered = opened(killed)
+            expected = content(killed, recovered)
+            assert len(expected) == (1 if whole else 4)
+            after = killed.crash(random.Random(seed))
+            assert content(after, opened(after)) == expected
 
     def test_a_filled_segment_that_cannot_be_synced_fails_the_log(self) -> None:
         disk = SimDisk()
