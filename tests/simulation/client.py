@@ -9,6 +9,7 @@ import zmq
 
 from nun import messages as m
 from nun.client import operations as ops
+from nun.client.notices import NoticeState
 from nun.client.request import Grant, Request
 from nun.client.session import Session
 from nun.client.values import TEXT
@@ -45,6 +46,7 @@ class Client:
         self.watches: list[WatchState] = []
         self.on_read: Callable[[WatchState], None] | None = None
         self.on_event: Callable[[WatchState, Any], None] | None = None
+        self.told: dict[int, int] | None = None  # op id of a losing write -> times; None: not asked
         self.read_delay_ns = 0  # how long events lie before they are looked at
         self.closed = False
         self.there = ""  # the address that the link goes to
@@ -97,6 +99,27 @@ class Client:
         self.session.unwatch(watch, self.now)
         self.watches.remove(watch)
         self.serve()
+
+    def listen(self) -> None:
+        """It wants to be told of its losing writes, and says so when it was."""
+        self.told = {}
+        self.session.outcomes(NoticeState(TEXT), self.now)
+        self.serve()
+
+    def _hear(self, notices: NoticeState) -> None:
+        assert self.told is not None
+        heard = []
+        while (outcome := notices.take()) is not None:
+            self.told[outcome.op_id] = self.told.get(outcome.op_id, 0) + 1
+            heard.append(outcome.op_id)
+
+        def answered(request: Request) -> None:
+            if request.status == 0 and request.failure is None:
+                for op_id in heard:
+                    notices.acknowledged(op_id)
+
+        if heard:
+            self.world.after(0, lambda: self.ask(ops.seen(heard), 3.0, answered))
 
     def read_on(self) -> None:
         """Looks at what lies there."""
@@ -175,6 +198,8 @@ class Client:
                     self._read_later(target)
                 else:
                     self._read(target)
+            elif isinstance(target, NoticeState):
+                self._hear(target)
             else:
                 answered = self._answered.pop(target, None)
                 if answered is not None:

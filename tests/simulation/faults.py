@@ -21,6 +21,8 @@ class Faults:
         rng = self.world.rng
         kinds = [kind for kind, many in _KINDS if len(simulation.nodes) > 1 or not many]
         self.kinds = rng.sample(kinds, rng.randrange(1, len(kinds) + 1))
+        if len(simulation.nodes) > 1 and rng.random() < 0.15:  # some promises do not hold then
+            self.kinds.append("force")
 
     def run(self, steps: int) -> None:
         """So many steps, some time apart."""
@@ -81,6 +83,10 @@ class Faults:
             node.disk.fill(self.world.between(0, 20_000))
             self.world.after(self.world.between(200, 2_000) * MS, lambda: self._room(node))
 
+    def _failing_sync(self) -> None:
+        """The next sync fails, once or twice, and what it covered is not on disk."""
+        self._node().fail_syncs(self.world.between(1, 2))
+
     @staticmethod
     def _room(node: Any) -> None:
         node.disk.capacity = None
@@ -132,6 +138,10 @@ class Faults:
     def _promote(self) -> None:
         """An operator makes some node primary."""
         self.simulation.promote(self._node().name, force=False)
+
+    def _force(self) -> None:
+        """As that, going on with the promises that can be had."""
+        self.simulation.promote(self._node().name, force=True)
 
 
 _KINDS: Final = (

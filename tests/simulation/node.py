@@ -64,6 +64,7 @@ class Node:
         self.stalled_until = 0
         self.slow_disk_ns = 2 * MS
         self.starts = 0
+        self.failing_syncs = False  # some were made to
         self.watchers: list[Callable[[str, Any], None]] = []  # told ("started" | "killed", process)
         self._generation = 0
 
@@ -173,9 +174,18 @@ class Node:
         self.world.note("stalled", self.name, name, ns // MS)
 
     def excused(self, error: Exception) -> bool:
-        """Whether an error of this kind was asked for: a disk that is full at a start."""
-        full = self.disk.capacity is not None
-        return full and isinstance(error, OSError) and error.errno == errno.ENOSPC
+        """Whether an error of this kind was asked for: a disk that is full at a start, or a sync that fails."""
+        if not isinstance(error, OSError):
+            return False
+        if error.errno == errno.EIO:
+            return self.failing_syncs
+        return self.disk.capacity is not None and error.errno == errno.ENOSPC
+
+    def fail_syncs(self, count: int) -> None:
+        """The next syncs fail."""
+        self.failing_syncs = True
+        self.disk.syncs_to_fail = count
+        self.world.note("syncs fail", self.name, count)
 
     @property
     def network(self) -> Any:

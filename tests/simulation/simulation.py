@@ -28,6 +28,7 @@ from storage.oplog import LogReader
 from storage.recovery import load
 from tests.simulation.client import Client, outcome
 from tests.simulation.faults import Faults
+from tests.simulation.ledger import check_ledger, notices_of, unheard
 from tests.simulation.node import Clock, Node
 from tests.simulation.oracle import Change, Oracle
 from tests.simulation.process import Failed, installed
@@ -207,7 +208,10 @@ class Simulation:
         count = clients or self.world.between(2, 4)
         for _ in range(count):
             # One that knows a single node stays there; the others go to where the primary is.
-            self.workers.append(Worker(self, self.client(only=self.world.chance(0.5)), levels))
+            client = self.client(only=self.world.chance(0.5))
+            self.workers.append(Worker(self, client, levels))
+            if self.world.chance(0.3):
+                client.listen()
 
         for _ in range(self.world.between(0, 3)):
             self.watchers.append(Watcher(self, self.client(only=self.world.chance(0.5))))
@@ -224,6 +228,7 @@ class Simulation:
         for node in self.nodes.values():
             node.slow_disk_ns = 2 * MS
             node.disk.capacity = None
+            node.disk.syncs_to_fail = 0
             if not node.up:
                 node.start()
 
@@ -246,6 +251,8 @@ class Simulation:
             if not any(map(self._decides, self.nodes.values())) or self._promise_stands():
                 # A promotion that failed half way leaves promises behind: only an operator moves the primary.
                 self.promote(self.world.rng.choice(self.names))
+        if self.converged() and not self._all_heard():
+            raise Failed(f"P7: somebody is not told of its losing writes; {self.describe()}")
         if self.converged():
             lives = [each.lives[-1] for each in self.watchers if not self._caught_up(each)]
             raise Failed(f"P6: these are not shown all there is: {lives}; {self.describe()}")
@@ -277,7 +284,15 @@ class Simulation:
 
     def at_rest(self) -> bool:
         """All have the same, and all watchers have been shown it."""
-        return self.converged() and all(map(self._caught_up, self.watchers))
+        return self.converged() and all(map(self._caught_up, self.watchers)) and self._all_heard()
+
+    def _all_heard(self) -> bool:
+        """Whoever wants to be told of its losing writes was."""
+        if not any(client.told is not None for client in self.clients):
+            return True
+        history = self.oracle.history(self.primary().network.core.state.position)  # type: ignore[union-attr]
+        notices = notices_of(each for position in history for each in self.oracle.effects[position])
+        return not any(unheard(client, notices) for client in self.clients)
 
     def _caught_up(self, watcher: Watcher) -> bool:
         core = self.primary().network.core  # type: ignore[union-attr]
@@ -323,7 +338,6 @@ class Simulation:
         told |= self._aliases(history, told)
         self._check_acknowledged(changes, told)
         check_exactly_once(self.writes, changes, told)
-        check_requests([each for position in history for each in self.oracle.effects[position]])
         values = {
             key.decode(): record[12:].decode()
             for key, record in records.items()
@@ -331,6 +345,9 @@ class Simulation:
         }
         check_elements(self.writes, values, told)
         database = primary.network.core.state.database_named(DATABASE).number
+        effects = [each for position in history for each in self.oracle.effects[position]]
+        check_requests(effects)
+        check_ledger(self.writes, effects, changes, self.clients)
         check_reads(self.reads, history, self.oracle.decoded, self.oracle.forced)
         for watcher in self.watchers:
             for life in watcher.lives:
@@ -361,9 +378,10 @@ class Simulation:
         return records
 
     def _check_acknowledged(self, changes: list[Change], told: set[int]) -> None:
-        """P1: what was acknowledged is current, or reached from it over what was replaced, or in the ledger."""
-        if self.oracle.forced:
-            return
+        """P1: what was acknowledged is current, or reached from it over what was replaced, or in the ledger.
+
+        So too where a promotion was forced: every node has come back and has proposed what was cut off.
+        """
         known = {change.op_id: change for change in changes}
         for write in self.writes:
             for key, op_id in write.acked.items():
