@@ -31,6 +31,7 @@ _CRASH = ("tests/process/test_crash.py", "-m", "not long")
 _STORIES = ("tests/simulation/test_stories.py",)
 _LIVES = ("tests/simulation/test_seeds.py", "-k", "clusters_keep", "-m", "not long")
 _REPLICATORS = ("tests/unit/core/test_replicator.py", "tests/unit/core/test_promotion.py")
+_WATCHES = ("tests/unit/client/test_watches.py",)
 _REPLICAS = ("tests/unit/core/test_replicas.py",)
 
 BUGS: tuple[Bug, ...] = (
@@ -411,5 +412,55 @@ BUGS: tuple[Bug, ...] = (
         '        return "it was made on a record that has been replaced since"\n',
         '        return ""\n',
         _STORIES,
+    ),
+    Bug(
+        "watch-skips-after-reading-the-log",
+        "a watch that has read the log goes on one entry too far",
+        "nun/core/watching.py",
+        "            watch.next_seq, watch.skip = last_seq + 1, 0\n",
+        "            watch.next_seq, watch.skip = last_seq + 2, 0\n",
+        _LIVES,
+    ),
+    Bug(
+        "watch-resumes-by-seq-alone",
+        "after a lost link a watch goes on behind the entry before its last one, whatever stands there now",
+        "nun/client/watches.py",
+        "        return self.position\n",
+        "        return self._since\n",
+        _WATCHES,
+    ),
+    Bug(
+        "majority-read-shows-tentative",
+        "a majority read shows what this node has only taken",
+        "nun/core/data_requests.py",
+        """        if core.tentative.shown and core.level is None:
+            tentative =""",
+        """        if core.tentative.shown:
+            tentative =""",
+        _LIVES,
+    ),
+    Bug(
+        "notice-to-nobody",
+        "the writer of a losing write is not told",
+        "nun/core/ledger.py",
+        "        entry = core.stream.add((fx.NOTICE, item.client_id, op_id, notice))\n",
+        "        entry = core.stream.add((fx.NOTICE, b'', op_id, notice))\n",
+        _LIVES,
+    ),
+    Bug(
+        "sent-twice-by-a-new-primary",
+        "what goes out in the turn in which a node decides its own proposals goes out twice",
+        "nun/core/forwarding.py",
+        "            core.out.sends = []  # it was the list that was taken apart above\n",
+        "",
+        ("tests/unit/core/test_changes_of_primary.py",),
+    ),
+    Bug(
+        "failed-sync-believed",
+        "recovery takes for durable what a failed sync left in memory",
+        "storage/log_recovery.py",
+        "                    begin = self._unproven(data, segment)\n",
+        "                    begin = segment.end\n",
+        ("tests/unit/storage/test_oplog.py", "-k", "failed_sync"),
     ),
 )

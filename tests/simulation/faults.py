@@ -152,6 +152,7 @@ _KINDS: Final = (
     ("crash_at_disk", False),
     ("slow_disk", False),
     ("full_disk", False),
+    ("failing_sync", False),
     ("nothing", False),
     ("cut_link", True),
     ("isolate", True),

@@ -175,6 +175,8 @@ class Node:
 
     def excused(self, error: Exception) -> bool:
         """Whether an error of this kind was asked for: a disk that is full at a start, or a sync that fails."""
+        if isinstance(error, StorageError) and isinstance(error.__cause__, OSError):
+            error = error.__cause__
         if not isinstance(error, OSError):
             return False
         if error.errno == errno.EIO:

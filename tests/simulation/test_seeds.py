@@ -45,6 +45,8 @@ FOUND = {
     606: "a greeting waited for the ack level of the request before it",
     204: "a reply told of an entry that a change of primary had cut off",
     184: "a primary did not see that it had decided another item of the same request",
+    126: "a majority read of one key showed what its node had only taken",
+    105: "what read back after a failed sync was taken for durable",
     9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 
