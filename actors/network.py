@@ -30,7 +30,7 @@ from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.network import NetworkCore, Output
-from nun.core.repeats import Held, first_unseen
+from nun.core.repeats import Held, first_unseen, request_of
 from nun.core.settings import Settings
 from nun.core.state import NodeState
 from nun.errors import Compacted, StorageError
@@ -153,11 +153,12 @@ class Network:
         last = 0 if state.position is None else state.position.seq
         reaches = self.reader.first_seq() - 1
         seen_from = max(first_unseen(items, state), reaches if reaches >= 0 else last)
+        asked = {request_of(data) for _, data in items}
         decided = {
             (effect[1], effect[2])
             for _, effects in entries(self.reader, seen_from + 1, last)
             for effect in effects
-            if effect[0] == fx.OUTCOME
+            if effect[0] == fx.OUTCOME and (effect[1], effect[2]) in asked
         }
         return Held(following, items, seen_from, frozenset(decided))
 

@@ -112,7 +112,9 @@ class ClusterView:
         for name in self._core.peers:
             problem = self._difference(name)
             if problem is not None and problem not in self._told:
-                self._told = {problem, *self._told} if len(self._told) < _TOLD_MAX else {problem}
+                if len(self._told) >= _TOLD_MAX:
+                    self._told.clear()
+                self._told.add(problem)
                 self._core.note("data_differs", level="error", peer=name, problem=problem)
 
     def _lag(self, name: str, durable: int) -> dict[str, Any]:

@@ -52,6 +52,12 @@ def common_with(since: Position, epochs: Sequence[tuple[Epoch, int]]) -> int:
     return min([since.seq, *(first - 1 for first in later)])
 
 
+def request_of(data: bytes) -> Request:
+    """Which request an item is."""
+    item = decode_item(data)
+    return item.client_id, item.number
+
+
 def first_unseen(items: Iterable[tuple[int, bytes]], state: NodeState) -> int:
     """The seq after which entries must be looked at, for all items that are known to have one."""
     commons = [common_with(decode_item(data).since, state.epochs) for _, data in items]

@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,29 @@ class Faults:
         self.source = source
         self.deaths: Counter[int] = Counter()
         self.done: list[str] = []
+
+    def under(
+        self, workers: Sequence[Worker], progress: Progress, faults: int, steps_max: int
+    ) -> None:
+        """Does so many things while these work, at most so many of their steps apart; all of them end well."""
+        for worker in workers:
+            worker.start()
+        try:
+            for _ in range(faults):
+                progress.wait_for(self.source.randrange(5, steps_max))
+                if progress.failed:
+                    break
+                self.next()
+            progress.wait_for(50)
+        finally:
+            self.cluster.heal()
+            for worker in workers:
+                worker.halt.set()
+            for worker in workers:
+                worker.join(90)
+        for worker in workers:
+            assert not worker.is_alive(), f"{worker!r} hangs after {self.done}"
+            worker.check()
 
     def next(self) -> None:
         fault = self.source.choice(
@@ -154,25 +178,8 @@ def live_through(tmp_path: Path, source: random.Random, faults: int) -> None:
                 Counts(f"last{index}", addresses, "t", progress, source.randrange(2**32))
             )
         workers: list[Worker] = [*counting, *writing]
-        for worker in workers:
-            worker.start()
-        try:
-            harm = Faults(cluster, source)
-            for _ in range(faults):
-                progress.wait_for(source.randrange(10, 100))
-                if progress.failed:
-                    break
-                harm.next()
-            progress.wait_for(50)
-        finally:
-            cluster.heal()
-            for worker in workers:
-                worker.halt.set()
-            for worker in workers:
-                worker.join(90)
-        for worker in workers:
-            assert not worker.is_alive(), f"{worker!r} hangs after {harm.done}"
-            worker.check()
+        harm = Faults(cluster, source)
+        harm.under(workers, progress, faults, 100)
         assert sum(worker.unknown for worker in workers) == 0, "asked again, all is known"
         cluster.wait_same()
         for index in range(3):

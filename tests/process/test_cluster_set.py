@@ -103,26 +103,9 @@ def add_through(tmp_path: Path, source: random.Random, rounds: int) -> None:
             for ack in ("primary", "majority"):
                 seed = source.randrange(2**32)
                 workers.append(Adds(f"{ack[0]}{index}", ack, addresses, "t", progress, seed))
-        for worker in workers:
-            worker.start()
         alone = Adds("alone", "primary", "", "t", progress, source.randrange(2**32))
         changes = Changes(cluster, source, alone)
-        try:
-            for _ in range(rounds):
-                progress.wait_for(source.randrange(5, 30))
-                if progress.failed:
-                    break
-                changes.next()
-            progress.wait_for(20)
-        finally:
-            cluster.heal()
-            for worker in workers:
-                worker.halt.set()
-            for worker in workers:
-                worker.join(90)
-        for worker in workers:
-            assert not worker.is_alive(), f"{worker!r} hangs after {changes.done}"
-            worker.check()
+        changes.under(workers, progress, rounds, 30)
         cluster.wait_decided()
         cluster.wait_same()
         with cluster.client(2) as client:
