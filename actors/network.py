@@ -411,9 +411,8 @@ class Network:
             return
         if core.decides or core.roles.stepping_down:
             sockets.send_frame(self.stream, fx.encode_beat(core.stream.epoch, core.stream.last_seq))
-        if self.clustered:
-            core.beat(time.monotonic_ns())
-            self.perform(core.take_output())
+        core.beat(time.monotonic_ns())
+        self.perform(core.take_output())
         if self.floods is not None and not self.floods.watching:
             self.look_for_floods()
 

@@ -343,7 +343,7 @@ class NetworkCore:
             self.close()
 
     def beat(self, now_ns: int) -> None:
-        """A tenth of a second has passed: deadlines of what waits for other nodes."""
+        """A tenth of a second has passed: deadlines of what waits for other nodes, and work in small parts."""
         self.now_ns = now_ns
         self.levels.tick(now_ns)
         self.views.tick()

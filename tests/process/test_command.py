@@ -72,6 +72,9 @@ def test_commands_against_a_node(names_node: Node) -> None:
     assert json.loads(out)["version"] == nun.__version__
     assert run(*admin, "status")[0] == 0
     assert run(*admin, "databases")[0] == 0
+    status, out, err = run(*admin, "cluster", "--check")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].startswith(b"all hold the same at 1.1.1:")
     assert run(*admin, "snapshot")[0] == 0
     assert run(*admin, "create-user", "mary", "m")[0] == 0
     assert run(*admin, "set-permissions", "mary", "r *")[0] == 0
