@@ -484,7 +484,7 @@ class NetworkCore:
         if level == m.ACK_LOCAL and message[0] in WRITES_TO_KEYS:
             self.metrics.requests[message[0]] += 1
             if self.tentative.is_old(session.client_id, message[2]):
-                self.level = None
+                self.level = Level(m.ACK_PRIMARY, self.now_ns)
                 self._handlers[message[0]][1](session, message)
             else:
                 self.tentative.take(session, message)
@@ -514,6 +514,8 @@ class NetworkCore:
     def begin_write(self, session: Session, number: int, floor: Any) -> Row | None:
         """Admits a write, or gives the row that says what became of it when it came before."""
         check_floor(number, floor)
+        if self.level is None and self.settings.ack != m.ACK_PRIMARY:
+            self.level = Level(self.settings.ack, self.now_ns + _PATIENCE_NS)
         client = self.state.clients.get(session.client_id)
         if client is None:
             again = number <= session.highest_number
@@ -534,8 +536,6 @@ class NetworkCore:
                     limit="REQUEST_ROWS_PER_CLIENT_MAX",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
-        if self.level is None and self.settings.ack != m.ACK_PRIMARY:
-            self.level = Level(self.settings.ack, self.now_ns + _PATIENCE_NS)
         if self.levels.live < self.settings.min_replicas:
             raise Overloaded(
                 f"{self.levels.live} replicas follow: expected at least {self.settings.min_replicas}",

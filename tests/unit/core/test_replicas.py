@@ -377,6 +377,20 @@ def test_a_level_that_is_not_reached_in_time_is_told_and_can_be_asked_for_again(
     assert (again.status, again.result, again.op_id) == (0, fields[b"result"], op_id)
 
 
+def test_a_repeat_that_names_no_level_waits_for_that_of_the_configuration() -> None:
+    cluster = Cluster(replicas=2, ack=m.ACK_MAJORITY)
+    cluster.database()
+    client = cluster.primary.client()
+    number = write(client, m.INCREMENT, 1, "n", 1)
+    cluster.primary.sync()
+    peer, message = client.message(number, m.INCREMENT, 1, "n", 1)
+    cluster.primary.receive((peer, message))
+    cluster.primary.sync()
+    assert client.reply_to(number) is None, "no majority has it"
+    cluster.carry()
+    assert reply_to(client, number).result == [1, 1]
+
+
 @pytest.mark.parametrize(
     "level", [(2, 100), (-4, 100), ("majority", 100), (0, -1), (0, 10**12), (0,)]
 )
