@@ -54,19 +54,19 @@ class Table:
             self._count()
 
     def _count(self) -> None:
+        special = [(key, packed) for key, packed in self.records.items() if packed[3] >= 0x80]
         removed = [
-            (record.op_id_of(packed), key)
-            for key, packed in self.records.items()
-            if packed[3] >= 0x80
+            (record.op_id_of(packed), key) for key, packed in special if record.is_tombstone(packed)
         ]
         self.tombstones = {key: op_id for op_id, key in sorted(removed)}
-        self.live = len(self.records) - len(self.tombstones)
+        dead = sum(not record.is_live(packed) for _, packed in special)
+        self.live = len(self.records) - dead
         self.bytes = sum(map(len, self.records)) + sum(map(len, self.records.values()))
 
     # Changing
 
     def put_many(self, keys: Sequence[bytes], new: Sequence[bytes], old: Sequence[bytes]) -> None:
-        """Stores live records for distinct keys of which none holds a tombstone; `old` is what they replace."""
+        """Stores live records for distinct keys of which none holds a special one; `old` is what they replace."""
         records = self.records
         before = len(records)
         records.update(zip(keys, new, strict=True))
@@ -99,17 +99,17 @@ class Table:
         else:
             self.bytes += len(new) - len(old)
             self._uncount(key, old)
-        if new[3] >= 0x80:
-            self.tombstones[key] = record.op_id_of(new)
-        else:
+        if new[3] < 0x80 or record.is_live(new):
             self.live += 1
+        elif record.is_tombstone(new):
+            self.tombstones[key] = record.op_id_of(new)
         return old
 
     def _uncount(self, key: bytes, old: bytes) -> None:
-        if old[3] >= 0x80:
-            self.tombstones.pop(key, None)
-        else:
+        if old[3] < 0x80 or record.is_live(old):
             self.live -= 1
+        else:
+            self.tombstones.pop(key, None)
 
     # Reading
 
@@ -154,7 +154,7 @@ class Table:
                 return found, previous
             if key != previous and pattern.matches(key):
                 packed = records.get(key)
-                if packed is not None and packed[3] < 0x80:
+                if record.is_live(packed):
                     found.append(key)
             previous = key
         return found, None

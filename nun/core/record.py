@@ -3,16 +3,22 @@
     offset  size  field
     0       4     version, u32; bit 31 set: SPECIAL, a kind byte follows the head
     4       8     op id, u64
-    12      1     kind, only of SPECIAL records: 0 tombstone (nothing follows)
-    12/13   ...   value
+    12      1     kind, only of SPECIAL records
+    12/...  ...   value: always the end of the record
+
+    kind 0  tombstone        nothing follows
+    kind 1  signed           length u16 | signature | value
+    kind 2  signed tombstone length u16 | signature
+    kind 3  in conflict      over u8 | what that says:
+                             over 0: value; 1, 2: as those kinds; 4: a tombstone; 5: the key was absent
 
 Little endian. Packed bytes cost a third of what a tuple costs, are invisible to the garbage collector and can be handed
 to a client or the log as they are. Heads of many records are read at once: join their first twelve bytes and
 cast to u32; see `heads`. A head of zeros stands for "absent": no record has op id 0.
 
-In a database of strategy `none` no record is ever displaced by a write that did not see it or declare not to look, so
-nobody needs to be told; the request id of the writer is therefore not kept in the record. A strategy that displaces
-records adds it as a kind of its own.
+In a database whose strategy lets a write displace one that it has not seen (`newer`, `older`), the loser must be found
+again: its records carry a **signature** (when it was written, by which request, and when those before it were). Where
+no record is displaced that way, none is needed. A record in conflict keeps head and value of the record that it was.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 assert sys.byteorder == "little", (
     "records are read by casting memory: only little-endian machines are supported"
@@ -33,6 +39,13 @@ _HEAD = struct.Struct("<IQ")
 HEAD_BYTES: Final = _HEAD.size
 SPECIAL: Final = 1 << 31
 TOMBSTONE_KIND: Final = 0
+SIGNED_KIND: Final = 1
+SIGNED_TOMBSTONE_KIND: Final = 2
+CONFLICT_KIND: Final = 3
+_OVER_LIVE: Final = 0
+_OVER_TOMBSTONE: Final = 4
+_OVER_ABSENT: Final = 5
+ANCESTORS_MAX: Final = 8
 INTEGER_BYTES: Final = 8
 ABSENT: Final = bytes(HEAD_BYTES)
 
@@ -40,6 +53,44 @@ pack_head = _HEAD.pack
 unpack_head = _HEAD.unpack_from
 _head_of = itemgetter(slice(0, HEAD_BYTES))
 _TOMBSTONE_TAIL = bytes([TOMBSTONE_KIND])
+_SIGNATURE = struct.Struct(
+    "<qIQB"
+)  # at, bound, request, how many ancestors; then these, then the client id
+_ANCESTOR = struct.Struct("<Qq")
+_LENGTH = struct.Struct("<H")
+
+
+class Signature(NamedTuple):
+    """Who wrote a record, and when.
+
+    Attributes:
+        at_ms: Unix time, less the measured offset of the clock of the node that took the write.
+        bound_ms: how far that may be wrong.
+        client_id, request: whose write it was.
+        ancestors: (op id, at) of the records before it, the newest first; no more than ANCESTORS_MAX.
+    """
+
+    at_ms: int
+    bound_ms: int
+    client_id: bytes
+    request: int
+    ancestors: tuple[tuple[int, int], ...] = ()
+
+    def pack(self) -> bytes:
+        known = self.ancestors[:ANCESTORS_MAX]
+        parts = [_SIGNATURE.pack(self.at_ms, self.bound_ms, self.request, len(known))]
+        parts += [_ANCESTOR.pack(op_id, at_ms) for op_id, at_ms in known]
+        return b"".join(parts) + self.client_id
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Signature:
+        at_ms, bound_ms, request, count = _SIGNATURE.unpack_from(packed)
+        ancestors = tuple(
+            _ANCESTOR.unpack_from(packed, _SIGNATURE.size + index * _ANCESTOR.size)
+            for index in range(count)
+        )
+        client_id = packed[_SIGNATURE.size + count * _ANCESTOR.size :]
+        return cls(at_ms, bound_ms, client_id, request, ancestors)
 
 
 def live(version: int, op_id: int, value: bytes) -> bytes:
@@ -52,13 +103,97 @@ def tombstone(version: int, op_id: int) -> bytes:
     return pack_head(version | SPECIAL, op_id) + _TOMBSTONE_TAIL
 
 
-def is_live(record: bytes | None) -> bool:
+def signed(version: int, op_id: int, signature: Signature, value: bytes | None) -> bytes:
+    """A record that holds a value (None: a tombstone) and says whose it is."""
+    kind = SIGNED_TOMBSTONE_KIND if value is None else SIGNED_KIND
+    body = signature.pack()
+    head = pack_head(version | SPECIAL, op_id)
+    return head + bytes([kind]) + _LENGTH.pack(len(body)) + body + (value or b"")
+
+
+def in_conflict(old: bytes) -> bytes:
+    """The record of a key that goes in conflict: what it held (ABSENT: nothing) stays readable."""
+    version, op_id = unpack_head(old)
+    if old == ABSENT:
+        rest = bytes([CONFLICT_KIND, _OVER_ABSENT])
+    elif version < SPECIAL:
+        rest = bytes([CONFLICT_KIND, _OVER_LIVE]) + old[HEAD_BYTES:]
+    elif old[HEAD_BYTES] == TOMBSTONE_KIND:
+        rest = bytes([CONFLICT_KIND, _OVER_TOMBSTONE])
+    else:
+        rest = bytes([CONFLICT_KIND]) + old[HEAD_BYTES:]
+    return pack_head(version | SPECIAL, op_id) + rest
+
+
+def is_in_conflict(packed: bytes | None) -> bool:
+    return packed is not None and packed[3] >= 0x80 and packed[HEAD_BYTES] == CONFLICT_KIND
+
+
+def beneath(packed: bytes) -> bytes:
+    """The record that a key in conflict held before, ABSENT where it held none."""
+    version, op_id = unpack_head(packed)
+    over = packed[HEAD_BYTES + 1]
+    if over == _OVER_ABSENT:
+        return ABSENT
+    if over == _OVER_LIVE:
+        return pack_head(version & ~SPECIAL, op_id) + packed[HEAD_BYTES + 2 :]
+    if over == _OVER_TOMBSTONE:
+        return packed[:HEAD_BYTES] + _TOMBSTONE_TAIL
+    return packed[:HEAD_BYTES] + packed[HEAD_BYTES + 1 :]
+
+
+def _kind_at(packed: bytes) -> tuple[int, int]:
+    """(kind, offset behind its byte) of a SPECIAL record; of one in conflict what it is over."""
+    kind = packed[HEAD_BYTES]
+    if kind == CONFLICT_KIND:
+        return (packed[HEAD_BYTES + 1], HEAD_BYTES + 2)
+    return (_OVER_TOMBSTONE if kind == TOMBSTONE_KIND else kind, HEAD_BYTES + 1)
+
+
+def is_live(packed: bytes | None) -> bool:
     """Whether the key has a value. Absent keys and tombstones have none."""
-    return record is not None and record[3] < 0x80 and record[:HEAD_BYTES] != ABSENT
+    if packed is None or packed[:HEAD_BYTES] == ABSENT:
+        return False
+    return packed[3] < 0x80 or _kind_at(packed)[0] in (_OVER_LIVE, SIGNED_KIND)
 
 
-def is_tombstone(record: bytes) -> bool:
-    return record[3] >= 0x80 and record[HEAD_BYTES] == TOMBSTONE_KIND
+def is_tombstone(packed: bytes) -> bool:
+    """Whether the key was removed and is free: in conflict it is not."""
+    return packed[3] >= 0x80 and packed[HEAD_BYTES] in (TOMBSTONE_KIND, SIGNED_TOMBSTONE_KIND)
+
+
+def offset_of_value(packed: bytes) -> int:
+    """Where the value begins; the end of the record where it has none."""
+    if packed[3] < 0x80:
+        return HEAD_BYTES
+    kind, offset = _kind_at(packed)
+    if kind in (SIGNED_KIND, SIGNED_TOMBSTONE_KIND):
+        offset += _LENGTH.size + int(_LENGTH.unpack_from(packed, offset)[0])
+    return offset
+
+
+def signature_of(packed: bytes) -> Signature | None:
+    """Who wrote this record, where it says so."""
+    if packed[3] < 0x80:
+        return None
+    kind, offset = _kind_at(packed)
+    if kind not in (SIGNED_KIND, SIGNED_TOMBSTONE_KIND):
+        return None
+    end = offset_of_value(packed)
+    return Signature.unpack(packed[offset + _LENGTH.size : end])
+
+
+def shown(packed: bytes | None) -> bytes | None:
+    """What a reader gets: None where there is no value; else head and value, and a mark while it is in conflict."""
+    if packed is None or packed[3] < 0x80:
+        return packed
+    if not is_live(packed):
+        return None
+    version, op_id = unpack_head(packed)
+    value = packed[offset_of_value(packed) :]
+    if packed[HEAD_BYTES] == CONFLICT_KIND:
+        return packed[:HEAD_BYTES] + bytes([CONFLICT_KIND, _OVER_LIVE]) + value
+    return pack_head(version & ~SPECIAL, op_id) + value
 
 
 def version_of(record: bytes) -> int:
@@ -71,9 +206,9 @@ def op_id_of(record: bytes) -> int:
     return op_id
 
 
-def value_of(record: bytes) -> bytes:
-    """The value of a live record."""
-    return record[HEAD_BYTES:]
+def value_of(packed: bytes) -> bytes:
+    """The value of a record that is live."""
+    return packed[offset_of_value(packed) :]
 
 
 def heads(records: Iterable[bytes]) -> bytes:
