@@ -29,7 +29,8 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core.network import NetworkCore, Output
+from nun.core.network import NetworkCore
+from nun.core.output import Output
 from nun.core.repeats import Held, first_unseen, request_of
 from nun.core.settings import Settings
 from nun.core.state import NodeState

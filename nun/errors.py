@@ -17,6 +17,8 @@
         LevelNotReached       the write is done; the ack level that was asked for was not reached in time
         NoPrimary             this node knows no primary that it can reach
         NotServing            this node cannot serve at present; another one may
+        ConflictPending       the write is in conflict and waits for an arbiter; `.wait()` tells what became of it
+        ClaimLost             a resolution that came too late
       UnknownOutcome          the write may or may not have happened; `.retry()` asks again as the same request
       ConnectionLost          no node could be reached in time; nothing was sent
       BatchError              some operations of a batch failed; `.results` holds each one's result or error
@@ -188,6 +190,40 @@ class NotServing(RequestError):
     """This node cannot serve at present; another one may. Fields: `retry_after_ms`."""
 
     code = 17
+
+
+class ConflictPending(RequestError):
+    """The write is in conflict: it is kept in its key's queue, and will be told what becomes of it. Do not retry.
+
+    Fields: `key`, `conflict` (its id: the op id of the write), `current` (an Entry, or None), `base` (op id).
+    """
+
+    code = 18
+    waits: Any = None  # set by the client library: asks for the outcome
+
+    @property
+    def key(self) -> Any:
+        return self.fields.get("key")
+
+    @property
+    def current(self) -> Any:
+        return self.fields.get("current")
+
+    @property
+    def conflict(self) -> Any:
+        return self.fields.get("conflict")
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """What became of the write, once that is decided. Raises TimeoutError."""
+        if self.waits is None:
+            raise self
+        return self.waits(timeout)
+
+
+class ClaimLost(RequestError):
+    """A resolution that came too late: what was shown has changed, or the claim has ended. Fields: `key`."""
+
+    code = 19
 
 
 class UnknownOutcome(NunError):

@@ -51,6 +51,18 @@ OUTBOX_BYTES_MAX: Final = (
     256 * MIB
 )  # writes that this node has taken and the primary has not settled
 ECHO_BYTES_MAX: Final = 32 * MIB  # large values that a replicator keeps for echoes, at either end
+CONFLICTS_PER_KEY_WARN: Final = 1_000  # writes that wait for one key, before the log says so
+CONFLICTS_PER_KEY_MAX: Final = 10_000  # the same, before more are refused
+CONFLICT_BYTES_PER_KEY_MAX: Final = 64 * MIB
+CONFLICTS_MAX: Final = 1_000_000  # writes that wait for arbiters, in all databases
+CONFLICT_BYTES_MAX: Final = 1_024 * MIB
+CLAIM_ENTRIES_MAX: Final = 256  # of one key's queue, shown to an arbiter at once
+CLAIM_BYTES_MAX: Final = 4 * MIB  # the same, unless the first alone is larger
+LEASE_MS_MAX: Final = 86_400_000  # how long an arbiter may keep a key
+CLAIMS_WAITING_MAX: Final = 10_000  # arbiters that wait for something to decide
+CONFLICT_TIMEOUT_S_MAX: Final = 10_000_000_000  # of a database's option, in seconds
+STRATEGY_PREFIXES_MAX: Final = 1_000  # of one database
+BASES_BYTES_MAX: Final = 64 * MIB  # replaced records of one database, for the base of a conflict
 NOTICE_BYTES_MAX: Final = (
     4_096  # what a notice holds by itself; larger values are taken from its entry
 )

@@ -63,6 +63,19 @@ WAIT: Final = 34  # [34, token, number, request, level, patience, position]   an
 
 CHECK: Final = 35  # [35, token, number, floor]
 
+CLAIM: Final = 36  # [36, token, number, floor, database, arbiter, patience_ms, lease_ms]
+#   one key in conflict for this arbiter, nil after its patience: [attempt, key, record or nil, op_id, version, entries,
+#   how many more]
+#   entry: [op_id, kind, argument, base, base record or nil, at, client_id, request]
+RESOLVE: Final = (
+    37  # [37, token, number, floor, database, key, kind, value, shown, op_ids, attempt]
+)
+#   kind: SET or REMOVE; shown: op id of the record; op_ids: of the entries that it closes; attempt 0: without a claim
+RELEASE: Final = (
+    38  # [38, token, number, floor, database, arbiter, key, attempt]     gives a claim back
+)
+CONFLICTS: Final = 39  # [39, token, number, database, state or nil, key or nil, limit, after]
+
 # A condition of a write: [kind, number, refuse]; refuse: true = VersionConflict under every strategy.
 ON_VERSION: Final = (
     1  # NunDB's rule: accepted when number >= current version; the new version is number + 1
@@ -72,6 +85,8 @@ IF_VERSION: Final = (
     3  # accepted when number = current version; VersionConflict under every strategy
 )
 PLAIN: Final = 0  # always; only to carry `refuse`
+
+IN_CONFLICT: Final = -2  # stands where a version would, of a key in conflict
 
 # Ack levels; a number from 1 counts replicas beside the primary.
 ACK_PRIMARY: Final = 0  # decided, and durable at the primary
@@ -129,6 +144,27 @@ ASK_STORAGE: Final = 108  # network: [108, ticket]
 STORAGE: Final = 109  # writer: [109, ticket, {oplog and snapshot state}]
 
 UNSETTLED: Final = 110  # writer: [110, full: bool, bytes]     the log holds more than it should that no majority has
+
+# op_acks too (network ROUTER <-> conflict manager DEALER):
+MANAGER_UP: Final = 160  # manager: [160]               wants to know what is in conflict
+CONFLICTS_ARE: Final = (
+    161  # network: [161, [[database, key, entries, deadline], ...]]   all keys, oldest first
+)
+CONFLICT_IS: Final = 162  # network: [162, database, key, entries, deadline, closed]
+#   how many entries an arbiter is to be asked about, 0: none; closed: whether some were closed just now
+CLAIM_WANTED: Final = (
+    163  # network: [163, ticket, arbiter, database, patience_ms, lease_ms, attempt, [key, ...]]
+)
+#   the keys are those that this arbiter may not have
+OFFER: Final = (
+    164  # manager: [164, ticket, database, key or nil, attempt]    nil: nothing came up in time
+)
+CLAIM_RELEASED: Final = 165  # network: [165, arbiter, database, key, attempt]
+ARBITER_GONE: Final = 166  # network: [166, arbiter]
+CLAIM_CHECK: Final = 167  # network: [167, ticket, database, key, attempt]
+CLAIM_IS: Final = 168  # manager: [168, ticket, good: bool]
+EXPIRE: Final = 169  # manager: [169, database, key]   some of its entries have waited too long
+ARBITERS_ARE: Final = 170  # manager: [170, [[database, how many], ...]]
 
 # control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
 CHILD_UP: Final = 120  # child: [120, name, pid]

@@ -1,6 +1,7 @@
 """The accept rule: whether a write may replace the record that a key holds now, and the version that it makes.
 
-A tombstone counts as absent, but keeps its version. On a record of version v with op id o:
+A tombstone counts as absent, but keeps its version. Nothing is accepted on a key in conflict. On a record of version v
+with op id o:
 
     the write says      accepted when                        new version
     plain               always                               v + 1
@@ -19,7 +20,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from nun.core import record
-from nun.core.record import ABSENT, SPECIAL
+from nun.core.keyspace import Table
+from nun.core.record import ABSENT, SPECIAL, UNKNOWN_BASE
 from nun.errors import BadRequest, NotANumber, VersionConflict
 from nun.limits import VERSION_MAX
 from nun.messages import IF_VERSION, ON_BASE, ON_VERSION, PLAIN
@@ -60,9 +62,11 @@ def next_version(key: bytes, old: bytes, condition: Condition) -> int:
     word, op_id = record.unpack_head(old)
     version: int = word & ~SPECIAL
     new = version + 1
+    if word >= SPECIAL and record.is_in_conflict(old):
+        raise conflict(key, old, "it is in conflict")
     if condition is not None:
         kind, number, _ = condition
-        alive = word < SPECIAL and op_id != 0
+        alive = record.is_live(old)
         if kind == ON_VERSION and number != -1:
             if number < version:
                 raise conflict(key, old, f"version {number} is older than {version}")
@@ -80,16 +84,32 @@ def next_version(key: bytes, old: bytes, condition: Condition) -> int:
     return new
 
 
+def refuses(condition: Condition) -> bool:
+    """Whether a write is to be refused under every strategy."""
+    return condition is not None and (bool(condition[2]) or condition[0] == IF_VERSION)
+
+
+def base_of(condition: Condition, key: bytes, old: bytes, table: Table) -> int:
+    """The op id of the record that a write was made on, as far as it says so or that can be told."""
+    if condition is not None and condition[0] == ON_BASE:
+        return int(condition[1])
+    if condition is not None and condition[0] == ON_VERSION and condition[1] != -1:
+        if record.version_of(old) == condition[1]:
+            return record.op_id_of(old)
+        return table.base_of_version(key, condition[1]) or UNKNOWN_BASE
+    return record.op_id_of(old)
+
+
 def conflict(key: bytes, old: bytes, why: str) -> VersionConflict:
     """The refusal that carries what the key holds now."""
-    current = old if old is not ABSENT and old[3] < 0x80 else None
+    current = None if old is ABSENT else record.shown(old)
     shown = key.decode("utf-8", "replace")
     return VersionConflict(f"key {shown!r}: {why}", key=key, current=current)
 
 
 def incremented(key: bytes, old: bytes, delta: int) -> int:
     """The sum that an increment makes; an absent key counts from 0. Raises NotANumber."""
-    text = b"0" if old is ABSENT or old[3] >= 0x80 else record.value_of(old)
+    text = record.value_of(old) if record.is_live(old) else b"0"
     if not _INTEGER.match(text) or not INT_MIN <= int(text) <= INT_MAX:
         raise NotANumber(
             f"key {key.decode('utf-8', 'replace')!r} does not hold a 64-bit integer", key=key

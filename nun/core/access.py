@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nun.core.keyspace import Pattern
+from nun.core.keyspace import CONFLICT_PREFIX, Pattern
 from nun.errors import AuthError, BadRequest, PermissionDenied
 from nun.limits import (
     SECRET_FAILURES_ANYWHERE_MAX,
@@ -27,7 +27,6 @@ TOKEN_KEY: Final = b"$$token"
 USER_PREFIX: Final = b"$$user_"
 PERMISSION_PREFIX: Final = b"$$permission_$"
 CONNECTIONS_KEY: Final = b"$connections"
-CONFLICT_PREFIX: Final = b"$conflicts_"  # the ledger: $conflicts_KEY_OPID
 GUARDED_PREFIX: Final = b"$$"
 EVERYONE: Final = b"all"  # the user that the database's own token stands for
 

@@ -29,6 +29,7 @@ from nun.core.keyspace import Table
 from nun.core.levels import Level
 from nun.core.record import ABSENT
 from nun.core.state import DatabaseInfo
+from nun.core.strategies import check_options
 from nun.errors import (
     AuthError,
     BadRequest,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from nun.core.network import NetworkCore
     from nun.core.sessions import Session
 
-STRATEGIES = ("none",)
 STORAGE_PATIENCE_NS = 1_500_000_000
 
 Handler = Callable[["Session", list[Any]], None]
@@ -101,22 +101,6 @@ def check_secret(secret: Any, what: str) -> bytes:
     if type(secret) is not bytes or not 0 < len(secret) <= SECRET_BYTES_MAX:
         raise BadRequest(f"a {what} is a text of 1 to {SECRET_BYTES_MAX} bytes")
     return secret
-
-
-def check_options(options: Any) -> dict[str, Any]:
-    """The options of a database, as text. Raises BadRequest."""
-    if not isinstance(options, dict):
-        raise BadRequest("the options of a database are a map")
-    checked = {}
-    for key, value in options.items():
-        if key not in (b"strategy",):
-            raise BadRequest(f"unknown option {key!r:.40}: expected 'strategy'")
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        if text not in STRATEGIES:
-            expected = " or ".join(map(repr, STRATEGIES))
-            raise BadRequest(f"strategy {text!r:.40} is not known: expected {expected}")
-        checked[key.decode()] = text
-    return checked
 
 
 class AdminRequests:
@@ -226,6 +210,7 @@ class AdminRequests:
             database = core.state.next_database
             self._stream.add((fx.DATABASE, database, name.decode(), checked))
             core.tables[database] = Table()
+            core.conflicts.refresh(database)
             assert text is not None
             self._put(database, TOKEN_KEY, text.encode())
             self._done(session, number, floor, database)
@@ -247,6 +232,8 @@ class AdminRequests:
             if self._repeated(session, number, floor):
                 return
             self._stream.add((fx.DATABASE, info.number, info.name, {**info.options, **checked}))
+            self._core.conflicts.refresh(info.number)
+            self._core.arbitration.options_changed()
             if text is not None:
                 self._put(info.number, TOKEN_KEY, text.encode())
                 self.revoke(info.number, EVERYONE)
@@ -266,6 +253,7 @@ class AdminRequests:
         info = self._database(name)
         core = self._core
         core.settle()
+        core.conflicts.database_dropped(info.number)
         self.database_dropped(info.number)
         self._stream.add((fx.DROP_DATABASE, info.number))
         self._done(session, number, floor, info.number)

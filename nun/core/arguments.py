@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from nun.core.accept import INT_MAX, INT_MIN
 from nun.core.access import (
-    CONFLICT_PREFIX,
     CONNECTIONS_KEY,
     PERMISSION_PREFIX,
     TOKEN_KEY,
     USER_PREFIX,
 )
 from nun.core.effects import keys_and_values
+from nun.core.keyspace import CONFLICT_PREFIX
 from nun.errors import BadRequest, TooLarge, WireError
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 

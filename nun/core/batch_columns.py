@@ -158,6 +158,6 @@ def plan(table: Table, chosen: ByKind) -> Columns | None:
 def read(table: Table, keys: Iterable[bytes]) -> list[bytes | None]:
     """The records of these keys; None where there is no value."""
     return [
-        found if found is not None and found[3] < 0x80 else None
+        found if found is None or found[3] < 0x80 else record.shown(found)
         for found in map(table.records.get, keys)
     ]

@@ -23,9 +23,11 @@ from nun.core.accept import (
     INT_MAX,
     INT_MIN,
     Condition,
+    base_of,
     check_condition,
     incremented,
     next_version,
+    refuses,
 )
 from nun.core.access import Rights
 from nun.core.arguments import (
@@ -49,9 +51,11 @@ from nun.core.batch_columns import (
 from nun.core.clock import TICK
 from nun.core.data_requests import LOGGED, RIGHT_OF, Handler
 from nun.core.keyspace import Table
+from nun.core.ledger import Write
+from nun.core.outbox import ATOMIC
 from nun.core.record import ABSENT, HEAD_BYTES, pack_head
 from nun.core.stream import later
-from nun.errors import BadRequest, BatchRefused
+from nun.errors import BadRequest, BatchRefused, ConflictPending, VersionConflict
 from nun.limits import VERSION_MAX
 
 if TYPE_CHECKING:
@@ -110,7 +114,9 @@ class BatchRequests:
         distinct = {*keys}
         if b"" in distinct:
             raise BadRequest("a key is a text of at least one byte")
-        sets = plan_sets(table, keys, values) if len(distinct) == len(keys) else None
+        sets = None
+        if len(distinct) == len(keys) and not core.conflicts.signs(database):
+            sets = plan_sets(table, keys, values)
         if sets is None:
             kinds = bytes([m.SET]) * len(keys)
             self._decide_batch(session, (number, floor, database, False), kinds, keys, values, None)
@@ -164,9 +170,11 @@ class BatchRequests:
         if m.GET in chosen:
             found = map(table.records.get, chosen[m.GET][0])
             core.check_reply_size(sum(map(len, filter(None, found))))
-        planned = plan(table, chosen) if conditions is None else None
+        planned = None
+        if conditions is None and not core.conflicts.signs(database):
+            planned = plan(table, chosen)
         if planned is not None:
-            self._take_columns(session, (number, floor, database), kinds, planned)
+            self._take_columns(session, (number, floor, database, atomic), kinds, planned)
             return
         self._decide_batch(
             session, (number, floor, database, atomic), kinds, keys, arguments, conditions
@@ -194,10 +202,10 @@ class BatchRequests:
                 rights.check_many(RIGHT_OF[kind], named, joined)
 
     def _take_columns(
-        self, session: Session, head: tuple[int, int, int], kinds: bytes, planned: Columns
+        self, session: Session, head: tuple[int, int, int, bool], kinds: bytes, planned: Columns
     ) -> None:
         """Publishes what was planned and puts off storing it: first the sets, then the increments."""
-        number, floor, database = head
+        number, floor, database, atomic = head
         core = self._core
         stream = self._stream
         table, gets, sets, increments = planned
@@ -216,7 +224,8 @@ class BatchRequests:
             self._put_off(entry, database, _PutOff(table, increments, first_sum))
         told = planned.told()
         # The order of its operations goes into the log too: who decides this batch again answers in that order.
-        core.outcome(session, number, floor, 0, first, {m.BATCH: kinds, **told})
+        kept = {ATOMIC: True, m.BATCH: kinds, **told} if atomic else {m.BATCH: kinds, **told}
+        core.outcome(session, number, floor, 0, first, kept)
         entry.timed.append(("write", core.now_ns, 1))
         if gets:
             told[m.GET] = records
@@ -235,8 +244,10 @@ class BatchRequests:
         number, floor, database, atomic = head
         core = self._core
         stream = self._stream
+        at_ms, bound_ms = core.stamped_at(session)
         first = core.stamp(session, len(keys) or 1)
-        decided = _Decided(core.tables[database], first)
+        writer = Write(database, b"", 0, None, 0, first, at_ms, bound_ms, session.client_id, number)
+        decided = _Decided(core, writer, atomic)
         decided.run(kinds, keys, arguments, conditions)
         waits_for = stream.waits_for(database, keys) if m.GET in kinds else None
         status = 0
@@ -244,17 +255,15 @@ class BatchRequests:
             decided.put_back()
             status = BatchRefused.code
         entry = stream.entry()
-        if decided.keys:
-            heads = record.heads(decided.old)
-            last = record.op_id_of(decided.records[-1])
-            stream.add((fx.RECORDS, database, last, decided.keys, decided.records, heads))
-            entry.changes.append(fx.RecordChange(database, decided.keys, decided.records))
+        decided.flush()
         kept = decided.answers
         if m.GET in kinds:
             kept = [
                 None if kind == m.GET else answer for kind, answer in zip(kinds, kept, strict=True)
             ]
-        core.outcome(session, number, floor, status, first, [pack(kept)])
+        core.outcome(
+            session, number, floor, status, first, [pack(kept), *([True] if atomic else ())]
+        )
         entry.timed.append(("write", core.now_ns, 1))
         row = core.state.clients[session.client_id].rows[number]
         failed = decided.failed > 0
@@ -271,7 +280,7 @@ class BatchRequests:
     ) -> None:
         """Tells a retry what became of each operation; what it reads is read now."""
         match row.result:
-            case [bytes() as packed]:
+            case [bytes() as packed, *_]:
                 answers = unpack(packed)
             case dict() as told if told[m.BATCH] == kinds:
                 self._tell_columns(session, number, row, database, kinds, keys)
@@ -303,7 +312,9 @@ class BatchRequests:
         kinds: bytes,
         keys: Sequence[bytes],
     ) -> None:
-        told = {kind: answer for kind, answer in row.result.items() if kind != m.BATCH}
+        told = {
+            kind: answer for kind, answer in row.result.items() if kind not in (m.BATCH, ATOMIC)
+        }
         waits_for = self._stream.at(row.position.seq)
         if m.GET in kinds:
             self.settle()
@@ -334,6 +345,8 @@ class BatchRequests:
             for index in [i for i, answer in enumerate(answers) if _is_refusal(answer)]:
                 code, text, key = answers[index]
                 body, waits_for = self._core.data.told(code, text, key, database, waits_for)
+                if code == ConflictPending.code:
+                    body[1]["conflict"] = row.op_id + index * TICK
                 answers[index] = [code, *body]
         result: Any = answers
         if row.status:
@@ -359,14 +372,21 @@ class _Decided:
 
     The i-th operation has the op id `first + i * TICK`. Of each, `answers` holds: a version, [version, sum], the record
     that was read, or [code, message, key] of a refusal.
+
+    Args:
+        writer: the first operation's op id, when and by whom the batch was made; no key, nothing written.
     """
 
-    def __init__(self, table: Table, first: int) -> None:
-        self._table = table
-        self.first = first
+    def __init__(self, core: NetworkCore, writer: Write, atomic: bool) -> None:
+        self._core = core
+        self._writer = writer
+        self._atomic = atomic
+        self._table = core.tables[writer.database]
+        self._rules = core.conflicts.rules(writer.database)
         self.keys: list[bytes] = []
         self.records: list[bytes] = []
         self.old: list[bytes] = []
+        self._deltas: list[int | None] = []  # of signed records
         self.answers: list[Any] = []
         self.failed = 0
 
@@ -381,20 +401,19 @@ class _Decided:
         records = self._table.records
         get = records.get
         answer = self.answers.append
-        changed_key, changed_record = self.keys.append, self.records.append
-        replaced = self.old.append
         grown = 0
         is_get, is_set, is_increment = m.GET, m.SET, m.INCREMENT
         absent, version_word, pack_new = ABSENT, _version_word, pack_head
-        op_id = self.first - TICK
+        careful = conditions is not None or self._rules.signs
+        op_id = self._writer.op_id - TICK
         for index, (kind, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
             op_id += TICK
             old = get(key, absent)
             if kind == is_get:
-                answer(old if old is not absent and old[3] < 0x80 else None)
+                answer(record.shown(old) if old is not absent else None)
                 continue
             word: int = version_word(old)[0]
-            if old is absent or word >= VERSION_MAX or conditions is not None:
+            if old is absent or word >= VERSION_MAX or careful:
                 plain = False
             elif kind == is_set:
                 plain = True
@@ -421,40 +440,82 @@ class _Decided:
                 if made is None:
                     continue
                 new = made
-            changed_key(key)
-            changed_record(new)
-            replaced(old)
+            self.keys.append(key)
+            self.records.append(new)
+            self.old.append(old)
         self._table.bytes += grown
 
     def _one(
         self, kind: int, key: bytes, old: bytes, argument: Any, condition: Condition, op_id: int
     ) -> bytes | None:
-        """One operation by the accept rule; None when it changes nothing."""
+        """One operation by the accept rule; None when there is nothing to store for it."""
         try:
             version = next_version(key, old, condition)
             total = incremented(key, old, argument) if kind == m.INCREMENT else 0
         except LOGGED as error:
-            self.failed += 1
-            self.answers.append([error.code, error.message, error.fields.get("key")])
+            answer: Any = [error.code, error.message, error.fields.get("key")]
+            if isinstance(error, VersionConflict) and not self._atomic and not refuses(condition):
+                answer = self._challenge(kind, key, old, argument, condition, op_id, error.message)
+            self.failed += _is_refusal(answer)
+            self.answers.append(answer)
             return None
-        if kind == m.REMOVE:
-            if old is ABSENT or old[3] >= 0x80:
-                self.answers.append(version - 1)
-                return None
+        if kind == m.REMOVE and not record.is_live(old):
+            self.answers.append(version - 1)
+            return None
+        self.answers.append([version, total] if kind == m.INCREMENT else version)
+        value = b"%d" % total if kind == m.INCREMENT else argument
+        write = self._writer
+        if self._rules.signs:
+            write = write._replace(op_id=op_id)
+            new = self._core.conflicts.made(self._rules, write, version, value, old)
+            self._deltas.append(argument if kind == m.INCREMENT else None)
+        elif kind == m.REMOVE:
             new = record.tombstone(version, op_id)
-            self.answers.append(version)
-        elif kind == m.SET:
-            new = pack_head(version, op_id) + argument
-            self.answers.append(version)
         else:
-            new = pack_head(version, op_id) + b"%d" % total
-            self.answers.append([version, total])
+            new = pack_head(version, op_id) + value
         self._table.replace(key, new)
         return new
+
+    def _challenge(
+        self,
+        kind: int,
+        key: bytes,
+        old: bytes,
+        argument: Any,
+        condition: Condition,
+        op_id: int,
+        why: str,
+    ) -> Any:
+        """What the strategy makes of an operation that is refused: a version, or [code, message, key]."""
+        self.flush()  # what comes of it must not stand before what was decided earlier
+        base = base_of(condition, key, old, self._table)
+        write = self._writer._replace(key=key, kind=kind, argument=argument, base=base, op_id=op_id)
+        code, answer = self._core.conflicts.challenge(write, old, why)
+        return [code, answer, key] if code else answer
+
+    def flush(self) -> None:
+        """Puts what was decided so far into the entry."""
+        if not self.keys:
+            return
+        database = self._writer.database
+        stream = self._core.stream
+        entry = stream.entry()
+        if self._rules.signs:
+            made = zip(self.keys, self.records, self.old, self._deltas, strict=True)
+            for key, new, old, delta in made:
+                replaced = record.op_id_of(old)
+                stream.add((fx.SIGNED, database, key, new, replaced, replaced, delta))
+        else:
+            last = record.op_id_of(self.records[-1])
+            heads = record.heads(self.old)
+            stream.add((fx.RECORDS, database, last, self.keys, self.records, heads))
+            self._table.replaced(self.keys, self.old)
+        entry.changes.append(fx.RecordChange(database, self.keys, self.records))
+        self.keys, self.records, self.old, self._deltas = [], [], [], []
 
     def put_back(self) -> None:
         """Undoes all that was stored, last first; only the refusals remain as answers."""
         for key, old in zip(reversed(self.keys), reversed(self.old), strict=True):
             self._table.replace(key, None if old is ABSENT else old)
-        self.keys, self.records, self.old = [], [], []
+        self.keys, self.records, self.old, self._deltas = [], [], [], []
         self.answers = [answer if _is_refusal(answer) else None for answer in self.answers]

@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any, Final
 from nun import messages as m
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.accept import check_condition, incremented, next_version
+from nun.core.accept import base_of, check_condition, incremented, next_version, refuses
 from nun.core.access import CONNECTIONS_KEY
 from nun.core.arguments import check_delta, check_key, check_keys, check_managed, check_value
 from nun.core.keyspace import Pattern
+from nun.core.ledger import Write
 from nun.core.record import ABSENT, pack_head
 from nun.core.stream import later
-from nun.errors import BadRequest, NotANumber, VersionConflict
+from nun.errors import (
+    BadRequest,
+    ConflictPending,
+    NotANumber,
+    Overloaded,
+    RequestError,
+    VersionConflict,
+    from_wire,
+)
 from nun.limits import BATCH_OPERATIONS_MAX, KEYS_PAGE_MAX, KEYS_SCAN_MAX
 
 if TYPE_CHECKING:
@@ -74,7 +83,7 @@ class DataRequests:
             tentative = core.tentative.record_of(database, key)
             packed = packed if tentative is None else tentative
         if packed is not None and packed[3] >= 0x80:
-            packed = None
+            packed = record.shown(packed)
         if tentative is not None:
             core.tentative.reply(session, number, database, (key,), packed)
             return
@@ -94,6 +103,8 @@ class DataRequests:
         joined = check_keys(keys)
         rights.check_many("r", keys, joined)
         records = list(map(table.records.get, keys))
+        if table.special:
+            records = list(map(record.shown, records))
         if core.tentative.shown and core.level is None:
             shown = [core.tentative.record_of(database, key) for key in keys]
             if any(shown):
@@ -165,11 +176,10 @@ class DataRequests:
             version = next_version(key, old, condition)
             total = incremented(key, old, argument) if kind == m.INCREMENT else 0
         except LOGGED as error:
-            core.metrics.errors[type(error).__name__] += 1
-            result = [error.message, error.fields.get("key")]
-            core.outcome(session, number, floor, error.code, 0, result)
-            row = core.state.clients[session.client_id].rows[number]
-            self.answer_write(session, number, row, database)
+            self._refused(session, request, old, error)
+            return
+        if core.conflicts.signs(database):
+            self._write_signed(session, request, old, version, total)
             return
         entry = stream.entry()
         if kind == m.REMOVE and (old is ABSENT or old[3] >= 0x80):
@@ -194,6 +204,75 @@ class DataRequests:
         entry.timed.append(("write", core.now_ns, 1))
         core.reply(session, number, answer, position=entry.position, op_id=op_id, waits_for=entry)
 
+    def _refused(
+        self, session: Session, request: tuple[Any, ...], old: bytes, error: RequestError
+    ) -> None:
+        """The accept rule refuses a write: the database's strategy says what becomes of it."""
+        kind, number, floor, database, key, argument, condition = request
+        core = self._core
+        code: int = error.code
+        answer: Any = error.message
+        op_id = 0
+        if isinstance(error, VersionConflict) and not refuses(condition):
+            at_ms, bound_ms = core.stamped_at(session)
+            op_id = core.stamp(session)
+            base = base_of(condition, key, old, core.tables[database])
+            write = Write(
+                database,
+                key,
+                kind,
+                argument,
+                base,
+                op_id,
+                at_ms,
+                bound_ms,
+                session.client_id,
+                number,
+            )
+            code, answer = core.conflicts.challenge(write, old, error.message)
+        if code == Overloaded.code:  # nothing was decided: it may come again
+            raise Overloaded(answer, limit="conflicts", retry_after_ms=1_000)
+        if code:
+            core.metrics.errors[type(from_wire(code, "", {})).__name__] += 1
+            answer = [answer, key if op_id else error.fields.get("key")]
+        entry = core.outcome(session, number, floor, code, op_id, answer)
+        entry.timed.append(("write", core.now_ns, 1))
+        row = core.state.clients[session.client_id].rows[number]
+        self.answer_write(session, number, row, database)
+
+    def _write_signed(
+        self, session: Session, request: tuple[Any, ...], old: bytes, version: int, total: int
+    ) -> None:
+        """An accepted write where records say whose they are."""
+        kind, number, floor, database, key, argument, _ = request
+        core = self._core
+        op_id = 0
+        if kind == m.REMOVE and not record.is_live(old):
+            version -= 1  # nothing was there: nothing changes
+        else:
+            at_ms, bound_ms = core.stamped_at(session)
+            op_id = core.stamp(session)
+            base = record.op_id_of(old)
+            write = Write(
+                database,
+                key,
+                kind,
+                argument,
+                base,
+                op_id,
+                at_ms,
+                bound_ms,
+                session.client_id,
+                number,
+            )
+            core.conflicts.accept(
+                write, version, b"%d" % total if kind == m.INCREMENT else argument
+            )
+        answer: Any = version if kind != m.INCREMENT else [version, total]
+        entry = core.outcome(session, number, floor, 0, op_id, answer)
+        entry.timed.append(("write", core.now_ns, 1))
+        core.reply(session, number, answer, position=entry.position, op_id=op_id, waits_for=entry)
+
     def answer_write(self, session: Session, number: int, row: Row, database: int) -> None:
         """Tells what became of a single write or SET_MANY; a refusal carries what the key holds now."""
         waits_for = self._stream.at(row.position.seq)
@@ -202,6 +281,8 @@ class DataRequests:
             match result:
                 case [str() | bytes() as text, None | bytes() as key]:
                     result, waits_for = self.told(row.status, text, key, database, waits_for)
+                    if row.op_id:
+                        result[1]["conflict"] = row.op_id
                 case _:
                     raise BadRequest(f"number {number} was used for another kind of request")
         self._core.reply(
@@ -219,10 +300,10 @@ class DataRequests:
     ) -> tuple[list[Any], PendingEntry | None]:
         """The body of an error reply for a refusal that was logged, and what it depends on."""
         fields: dict[str, Any] = {} if key is None else {"key": key}
-        if code == VersionConflict.code:
+        if code in (VersionConflict.code, ConflictPending.code):
             self._core.settle()
             table = self._core.tables.get(database)
             current = table.records.get(key) if table is not None else None
-            fields["current"] = current if record.is_live(current) else None
+            fields["current"] = record.shown(current)
             waits_for = later(waits_for, self._stream.waits_for(database, (key,)))
         return [text, fields], waits_for

@@ -24,6 +24,10 @@ element is its kind:
     RECORDS         [kind, database, last_op_id, keys, records, replaced] many changes at once: the new packed records
     SUMS            [kind, database, first_op_id, heads, keys, deltas, sums]    many increments at once, see below
     CHECK           [kind]                                                every node makes digests of what it holds
+    MADE            [kind, database, last_op_id, keys, records, silent]   records that the primary made by itself
+    SIGNED          [kind, database, key, record, replaced, base, delta]  one signed write; delta: nil or an increment's
+    LOST            [kind, database, write kind, key, argument, base, op_id, at, bound]    a write that joined a queue
+    RESOLVED        [kind, database, key, write kind, argument, shown, op_ids, op_id]      a resolution was accepted
 
 `members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
 the lowest number that no member ever had.
@@ -43,9 +47,14 @@ in which each key first comes; they were live integers. The i-th increment made 
 RECORDS is what any other batch comes to: keys (one may stand there twice, the later record counts), the records they
 got (nun/core/record.py; live or tombstone), the highest op id among them, and the joined heads of what each replaced.
 
+MADE holds what follows from a client's write and is not that write: a key that goes in conflict (`silent`: watchers of
+the key see nothing new), entries of the ledger, the record that a resolution comes to. LOST and RESOLVED change nothing
+by themselves: they say which write it was, so that it can be proposed again should this history be cut off. `base` is
+the record that a write was made on, where that is not what it replaced.
+
 `result` of an OUTCOME is what the reply carried, but for what was read; of a batch decided kind by kind it also has its
-`kinds`, under the number of BATCH; of any other batch it is an array of the packed answers. True stands for
-the heads of the PUTS effect just before it.
+`kinds`, under the number of BATCH, and 0 if it was atomic; of any other batch it is an array of the packed answers, and
+True if it was atomic. True alone stands for the heads of the PUTS effect just before it.
 """
 
 from __future__ import annotations
@@ -83,6 +92,10 @@ NOTICE: Final = 14
 SEEN: Final = 15
 SUMS: Final = 16
 CHECK: Final = 17
+MADE: Final = 18
+SIGNED: Final = 19
+LOST: Final = 20
+RESOLVED: Final = 21
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -102,6 +115,10 @@ _LENGTHS: Final = {
     SEEN: 3,
     SUMS: 7,
     CHECK: 1,
+    MADE: 6,
+    SIGNED: 7,
+    LOST: 9,
+    RESOLVED: 8,
 }
 
 _ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM
@@ -110,11 +127,15 @@ Effect = Sequence[Any]
 
 
 class RecordChange(NamedTuple):
-    """What one effect does to the records of one database; a record of None is dropped."""
+    """What one effect does to the records of one database; a record of None is dropped.
+
+    `silent`: what readers see of these keys has not changed.
+    """
 
     database: int
     keys: Sequence[bytes]
     records: Sequence[bytes | None]
+    silent: bool = False
 
 
 def encode_entry(position: Position, effects: Sequence[Effect]) -> bytes:
@@ -231,6 +252,12 @@ def record_changes(effects: Sequence[Effect]) -> Iterator[RecordChange]:
         elif kind == TOMBSTONE:
             _, database, op_id, version, _, key = effect
             yield RecordChange(database, (key,), (record.tombstone(version, op_id),))
+        elif kind == MADE:
+            _, database, _, keys, records, silent = effect
+            yield RecordChange(database, keys, records, silent)
+        elif kind == SIGNED:
+            _, database, key, packed, *_ = effect
+            yield RecordChange(database, (key,), (packed,))
         elif kind == DROP:
             _, database, keys = effect
             yield RecordChange(database, keys, (None,) * len(keys))

@@ -7,12 +7,13 @@ the primary, `Proposals` decides them as if a client of its own had asked, in or
     body of an item      [number of the item before it, its number, verdict, seen, the item]
         verdict, seen    what its node knows of the request, having seen the history up to that position: see
                          nun/core/repeats.py; the item: nun/core/outbox.py
-    body of a proposal   [message, level, client id, born, again, admin, user, first op id]
+    body of a proposal   [message, level, client id, born, again, admin, user, first op id, [at, bound]]
         message          the client's request; its floor as a plain number
         level            nil or [level, patience_ms]
         again            whether the client has used this number before, as far as the taking node knows
         user             who asks, in the database that the message names; nil for requests of administrators
         first op id      stamped where the request was taken; of a batch the i-th is `first + i * TICK`
+        at, bound        when that was, by the primary's clock, and how far that may be wrong (ms)
 
 I1  A proposal that may have been lost is made again, to whoever is primary then: its request id makes that harmless.
 I2  A proposal is open until its reply has come, its session has ended, or it is too old; their bytes are bounded.
@@ -105,7 +106,17 @@ class Forwarding:
         session.highest_number = max(session.highest_number, number)
         stamp = core.stream.clock.reserve(core.unix_ms, max(operations_of(message), 1))
         body = pack(
-            (message, told, session.client_id, session.born, again, session.admin, user, stamp)
+            (
+                message,
+                told,
+                session.client_id,
+                session.born,
+                again,
+                session.admin,
+                user,
+                stamp,
+                core.stamped_at(session),
+            )
         )
         self._tickets += 1
         self._open[self._tickets] = _Open(session.peer, session.token, number, body, core.now_ns)
@@ -256,7 +267,7 @@ class Proposals:
             session, message, level = self._session(peer, parts)
         except (WireError, ValueError, TypeError):
             self.sessions[peer] = Session(peer, 0, b"", 0)
-            core.refuse(peer, 0, BadRequest("a proposal is an array of eight"))
+            core.refuse(peer, 0, BadRequest("a proposal is an array of nine"))
             return
         self.sessions[peer] = session
         if not core.decides:
@@ -279,12 +290,13 @@ class Proposals:
 
     def _session(self, peer: bytes, parts: list[Any]) -> tuple[Session, list[Any], Level | None]:
         core = self._core
-        message, told, client_id, born, again, admin, user, stamp = parts
+        message, told, client_id, born, again, admin, user, stamp, (at_ms, bound_ms) = parts
         session = Session(peer, 0, client_id, 0)
         session.virtual = True
         session.born = born
         session.admin = admin
         session.stamp = stamp
+        session.stamped_at = (at_ms, bound_ms)
         number = message[2]
         session.highest_number = number if again else 0
         if user is not None:

@@ -85,6 +85,7 @@ def describe(core: NetworkCore) -> dict[str, Any]:
             }
             for number, info in core.state.databases.items()
         },
+        "conflicts": core.conflicts.describe(),
         "outbox": len(core.tentative),
         "forwarded": len(core.forwarding),
         "sessions": len(core.sessions),

@@ -12,7 +12,7 @@ I2  A request that was decided before, by this primary or another of this histor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
 from nun.codec import pack
@@ -20,15 +20,19 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.accept import incremented
 from nun.core.keyspace import Table
+from nun.core.ledger import write_of
 from nun.core.outbox import Item, Operation, decode_item
 from nun.core.record import ABSENT
 from nun.core.repeats import DONE, LATER, OPEN, has_passed, may_decide
-from nun.errors import NotANumber, VersionConflict
+from nun.errors import ClaimLost, NotANumber, VersionConflict
 from nun.limits import VERSION_MAX
 from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
+
+
+REPLACED: Final = "it was made on a record that has been replaced since"
 
 
 class Items:
@@ -77,7 +81,7 @@ class Items:
         if info is None and item.kind == m.CREATE_DATABASE:
             self._create(item)
             return
-        highest = max(operation.op_id for operation in item.operations)
+        highest = max([*item.closes, *(operation.op_id for operation in item.operations)])
         core.stream.clock.observe(highest)
         if info is None:
             self._refuse_all(item, None, "its database is gone")
@@ -89,7 +93,23 @@ class Items:
                 reason = "it came too late to be told from a repeat"
                 core.ledger.refuse(item, operation, info.number, reason)
             return
-        self._apply(item, info.number)
+        if item.kind == m.RESOLVE:
+            self._resolve(item, info.number)
+        else:
+            self._apply(item, info.number)
+
+    def _resolve(self, item: Item, database: int) -> None:
+        """A resolution that was accepted in a history that is gone."""
+        core = self._core
+        [operation] = item.operations
+        write = write_of(item, operation, database)
+        try:
+            done = core.conflicts.resolve(write, operation.base, item.closes, item.client_id.hex())
+        except ClaimLost as error:
+            core.ledger.refuse(item, operation, database, error.message)
+            self._outcome(item, ClaimLost.code, [error.message, operation.key])
+        else:
+            self._outcome(item, 0, list(done))
 
     def _refuse_all(self, item: Item, database: int | None, reason: str) -> None:
         for operation in item.operations:
@@ -101,10 +121,12 @@ class Items:
         core = self._core
         number = core.state.next_database
         name = item.database.decode("utf-8", "replace")
-        core.stream.add((fx.DATABASE, number, name, {"strategy": "none"}))
+        *keys, options = item.operations
+        core.stream.add((fx.DATABASE, number, name, options.argument))
         core.tables[number] = Table()
-        for operation in item.operations:
-            self._write(number, operation, ABSENT, operation.argument)
+        core.conflicts.refresh(number)
+        for operation in keys:
+            self._write(item, number, operation, ABSENT, operation.argument)
         self._outcome(item, 0, number)
 
     def _apply(self, item: Item, database: int) -> None:
@@ -116,24 +138,31 @@ class Items:
         if item.atomic:
             reasons = self._reasons(table, item)
         for operation in item.operations:
+            if operation.kind == m.CREATE_DATABASE:
+                continue  # there is one of that name, with options of its own
             reason = reasons[0][1] if reasons else self._reason(table, operation)
             old = table.records.get(operation.key, ABSENT)
             if _is_there(table, operation):
                 answers.append(record.version_of(old))
-            elif reason:
+            elif not reasons and not reason and self._is_challenge(old, operation):
+                write = write_of(item, operation, database)
+                code, answer = core.conflicts.challenge(write, old, REPLACED)
+                answers.append([code, answer, operation.key] if code else answer)
+            elif reason or reasons:
                 core.ledger.refuse(item, operation, database, reason)
                 answers.append([VersionConflict.code, reason, operation.key])
             else:
                 value = operation.argument
                 if operation.kind == m.INCREMENT:
                     value = b"%d" % incremented(operation.key, old, operation.argument)
-                version = self._write(database, operation, old, value)
+                version = self._write(item, database, operation, old, value)
                 summed = operation.kind == m.INCREMENT
                 answers.append([version, int(value)] if summed else version)
         if item.kind in (m.SET_MANY, m.BATCH):
-            self._outcome(item, 0, [pack(answers)])
+            self._outcome(item, 0, [pack(answers), *([True] if item.atomic else ())])
         elif isinstance(answers[0], list) and len(answers[0]) == 3:
-            self._outcome(item, VersionConflict.code, answers[0][1:])
+            code, *told = answers[0]
+            self._outcome(item, code, told)
         else:
             self._outcome(item, 0, answers[0])
 
@@ -144,6 +173,9 @@ class Items:
         for operation in item.operations:
             if operation.key not in made:
                 reason = self._reason(table, operation)
+                if not reason and not _is_there(table, operation):
+                    old = table.records.get(operation.key, ABSENT)
+                    reason = REPLACED if self._is_challenge(old, operation) else ""
                 if reason:
                     reasons.append((operation, reason))
             made.add(operation.key)
@@ -155,19 +187,32 @@ class Items:
         old = table.records.get(operation.key, ABSENT)
         if record.version_of(old) >= VERSION_MAX:
             return "its version cannot be counted up"
-        if operation.kind == m.INCREMENT:
+        if operation.kind == m.INCREMENT and not record.is_in_conflict(old):
             try:
                 incremented(operation.key, old, operation.argument)
             except NotANumber as error:
                 return error.message
             return ""
-        alive = record.is_live(old)
-        if operation.base == record.op_id_of(old) or (not operation.base and not alive):
-            return ""
-        return "it was made on a record that has been replaced since"
+        return ""
 
-    def _write(self, database: int, operation: Operation, old: bytes, value: Any) -> int:
+    @staticmethod
+    def _is_challenge(old: bytes, operation: Operation) -> bool:
+        """Whether it was made on another record than the key holds, or the key is in conflict."""
+        if record.is_in_conflict(old):
+            return True
+        if operation.kind == m.INCREMENT:
+            return False
+        alive = record.is_live(old)
+        return operation.base != record.op_id_of(old) and (bool(operation.base) or alive)
+
+    def _write(
+        self, item: Item, database: int, operation: Operation, old: bytes, value: Any
+    ) -> int:
         core = self._core
+        if core.conflicts.signs(database):
+            version = record.version_of(old) + 1
+            core.conflicts.accept(write_of(item, operation, database), version, value)
+            return version
         key, op_id = operation.key, operation.op_id
         version = record.version_of(old) + 1
         replaced = record.op_id_of(old)

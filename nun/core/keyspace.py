@@ -3,8 +3,10 @@
 A Table is owned by the network process. Its keys and records are packed `bytes`; the sorted list of keys that `keys`
 needs is made when it is first asked for and then kept up by merging what was added since.
 
-I1  `live` counts the keys that have a value, `bytes` the lengths of all records and keys.
-I2  `tombstones` holds exactly the keys whose record is a tombstone, oldest first.
+I1  `live` counts the keys that have a value, `bytes` the lengths of all records and keys, `special` the records that
+    are more than head and value.
+I2  `tombstones` holds exactly the keys whose record is a tombstone, oldest first; `ledger` the keys of the ledger.
+I3  Where bases are kept, they are the records that were replaced last, one a key, in no more than so many bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from typing import Final
 
 from nun.core import record
 from nun.core.record import ABSENT
+from nun.limits import BASES_BYTES_MAX
 
 _MERGE_ABOVE: Final = 2_000
+CONFLICT_PREFIX: Final = b"$conflicts_"  # the ledger: $conflicts_KEY_OPID
 
 
 class Pattern:
@@ -45,6 +49,12 @@ class Table:
     def __init__(self, records: dict[bytes, bytes] | None = None) -> None:
         self.records: dict[bytes, bytes] = {} if records is None else records
         self.tombstones: dict[bytes, int] = {}
+        self.ledger: dict[bytes, None] = {}
+        self._bases: list[
+            dict[bytes, bytes]
+        ] = []  # the newer and the older ones; empty: they are not kept
+        self._bases_bytes = 0
+        self.special = 0  # records that are not what a reader gets: tombstones, signed, in conflict
         self.live = 0
         self.bytes = 0
         self._sorted: list[bytes] | None = None
@@ -55,10 +65,12 @@ class Table:
 
     def _count(self) -> None:
         special = [(key, packed) for key, packed in self.records.items() if packed[3] >= 0x80]
+        self.special = len(special)
         removed = [
             (record.op_id_of(packed), key) for key, packed in special if record.is_tombstone(packed)
         ]
         self.tombstones = {key: op_id for op_id, key in sorted(removed)}
+        self.ledger = dict.fromkeys(key for key in self.records if key.startswith(CONFLICT_PREFIX))
         dead = sum(not record.is_live(packed) for _, packed in special)
         self.live = len(self.records) - dead
         self.bytes = sum(map(len, self.records)) + sum(map(len, self.records.values()))
@@ -70,7 +82,11 @@ class Table:
         records = self.records
         before = len(records)
         records.update(zip(keys, new, strict=True))
-        self.bytes += sum(map(len, new)) - sum(map(len, old))
+        size = sum(map(len, old))
+        self.bytes += sum(map(len, new)) - size
+        if self._bases:
+            self._bases[0].update(zip(keys, old, strict=True))
+            self._bases_grew(size)
         added = len(records) - before
         if added:
             self.live += added
@@ -83,6 +99,11 @@ class Table:
         """Stores one record (None drops the key) and returns what it replaced."""
         records = self.records
         old = records.get(key)
+        if key.startswith(CONFLICT_PREFIX):
+            self._ledger_changed(key, new)
+        elif self._bases and old is not None and not record.is_in_conflict(new):
+            self._bases[0][key] = old
+            self._bases_grew(len(old))
         if new is None:
             if old is None:
                 return None
@@ -99,13 +120,59 @@ class Table:
         else:
             self.bytes += len(new) - len(old)
             self._uncount(key, old)
+        if new[3] >= 0x80:
+            self.special += 1
         if new[3] < 0x80 or record.is_live(new):
             self.live += 1
         elif record.is_tombstone(new):
             self.tombstones[key] = record.op_id_of(new)
         return old
 
+    def _ledger_changed(self, key: bytes, new: bytes | None) -> None:
+        if record.is_live(new):
+            self.ledger[key] = None
+        else:
+            self.ledger.pop(key, None)
+
+    # Bases
+
+    def keep_bases(self, wanted: bool) -> None:
+        """Whether to keep the records that were replaced last: conflicts show them to arbiters."""
+        if wanted != bool(self._bases):
+            self._bases = [{}, {}] if wanted else []
+            self._bases_bytes = 0
+
+    def _bases_grew(self, size: int) -> None:
+        self._bases_bytes += size
+        if self._bases_bytes > BASES_BYTES_MAX // 2:
+            self._bases = [{}, self._bases[0]]
+            self._bases_bytes = 0
+
+    def replaced(self, keys: Sequence[bytes], old: Sequence[bytes]) -> None:
+        """Takes note of records that were replaced without `put_many` or `replace`."""
+        if self._bases:
+            self._bases[0].update(zip(keys, old, strict=True))
+            self._bases_grew(sum(map(len, old)))
+
+    def base_of(self, key: bytes, op_id: int) -> bytes | None:
+        """The record of this op id that the key held before, if it is still known."""
+        for known in self._bases:
+            packed = known.get(key)
+            if packed is not None and record.op_id_of(packed) == op_id:
+                return record.beneath(packed) if record.is_in_conflict(packed) else packed
+        return None
+
+    def base_of_version(self, key: bytes, version: int) -> int | None:
+        """The op id of the record of this version that the key held before, if it is still known."""
+        for known in self._bases:
+            packed = known.get(key)
+            if packed is not None and packed is not ABSENT and record.version_of(packed) == version:
+                return record.op_id_of(packed)
+        return None
+
     def _uncount(self, key: bytes, old: bytes) -> None:
+        if old[3] >= 0x80:
+            self.special -= 1
         if old[3] < 0x80 or record.is_live(old):
             self.live -= 1
         else:

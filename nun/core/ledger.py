@@ -2,11 +2,25 @@
 
 An entry is a record of its key's database, under the system key `$conflicts_KEY_OPID` (op id in decimal): a JSON object
 
-    database, key, kind     of the losing write
-    value, base, op_id, at  what it wrote (value, or delta of an increment), on which record, stamped when (Unix ms)
+    state                   see below
+    kind                    of the losing write: "set", "remove", "increment"
+    previous                op id of the entry before it in the key's queue; 0: it was the first
+    database, key
+    value, base, op_id      what it wrote (value, or delta of an increment), and on which record
+    at, bound               when it was stamped (Unix ms), and how far that may be wrong
     client_id, request      whose it was
-    current                 what the key held instead: value, version, op_id; null where it held nothing
-    state, reason, decided  "refused", why, and when (Unix ms)
+    base_value              of the record `base`, where that was still known and no entry before it in the queue has it
+    current                 what the key held instead: value, version, op_id; null where it held nothing, or where an
+                            entry before it in the queue says so
+    opened, decided         when (Unix ms)
+    reason, decider         why, and who decided: a strategy, an arbiter's client id, "timeout"
+    close_call              true where `at` could not tell the writes apart
+    result                  op id of the record that closed it
+
+    write --- strategy `arbiter` ----------------------> open --- resolution ---------------> resolved
+      |                                                   |------ timeout, fallback --------> expired
+      |------ strategy `newer`, `older` --> decided       |------ database dropped, ... ----> refused
+      +------ cannot be accepted, was acknowledged -----------------------------------------> refused
 
 Read rights follow the key's. The writer is told too: a *notice* waits in the state until it has been seen.
 
@@ -19,13 +33,15 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any, Final
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.access import CONFLICT_PREFIX
+from nun.core.keyspace import CONFLICT_PREFIX
 from nun.core.outbox import Item, Operation
 from nun.core.record import ABSENT
 from nun.limits import NOTICE_BYTES_MAX
@@ -33,8 +49,55 @@ from nun.limits import NOTICE_BYTES_MAX
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
 
+OPEN: Final = "open"
+RESOLVED: Final = "resolved"
+DECIDED: Final = "decided"
+EXPIRED: Final = "expired"
 REFUSED: Final = "refused"
+STATES: Final = (OPEN, RESOLVED, DECIDED, EXPIRED, REFUSED)
 KIND_NAMES: Final = {m.SET: "set", m.REMOVE: "remove", m.INCREMENT: "increment"}
+_KINDS: Final = {name: kind for kind, name in KIND_NAMES.items()}
+_HEAD: Final = re.compile(rb'\{"state": "(\w+)", "kind": "(\w+)", "previous": (\d+)')
+
+
+class Write(NamedTuple):
+    """A write that did not simply win.
+
+    Attributes:
+        kind: SET, REMOVE or INCREMENT; argument: value, None, or delta.
+        base: op id of the record that it was made on; 0: the key was absent.
+        at_ms, bound_ms: when it was stamped.
+        late: it was acknowledged before it was decided, and is never merely refused.
+    """
+
+    database: int
+    key: bytes
+    kind: int
+    argument: Any
+    base: int
+    op_id: int
+    at_ms: int
+    bound_ms: int
+    client_id: bytes
+    request: int
+    late: bool = False
+
+
+def write_of(item: Item, operation: Operation, database: int) -> Write:
+    """One operation of an item."""
+    return Write(
+        database,
+        operation.key,
+        operation.kind,
+        operation.argument,
+        operation.base,
+        operation.op_id,
+        item.at_ms,
+        item.bound_ms,
+        item.client_id,
+        item.number,
+        late=True,
+    )
 
 
 def entry_key(key: bytes, op_id: int) -> bytes:
@@ -42,30 +105,112 @@ def entry_key(key: bytes, op_id: int) -> bytes:
     return b"%s%s_%d" % (CONFLICT_PREFIX, key, op_id)
 
 
-def readable(told: dict[str, Any]) -> bytes:
-    """An entry as JSON, for people and programs alike; bytes that are no text stand as `{"base64": ...}`."""
-    shown: dict[str, Any] = {name: _shown(value) for name, value in told.items()}
-    shown["kind"] = KIND_NAMES.get(told["kind"], str(told["kind"]))
-    shown["client_id"] = told["client_id"].hex()
-    current = told.get("current")
-    if current is not None:
-        shown["current"] = None
-        if record.is_live(current):
-            shown["current"] = {
-                "value": _shown(record.value_of(current)),
-                "version": record.version_of(current),
-                "op_id": record.op_id_of(current),
-            }
-    return json.dumps(shown, ensure_ascii=False).encode()
+def key_and_op_id(place: bytes) -> tuple[bytes, int]:
+    """Reads `entry_key` back."""
+    key, _, op_id = place.removeprefix(CONFLICT_PREFIX).rpartition(b"_")
+    return key, int(op_id)
 
 
-def _shown(value: Any) -> Any:
+def head_of(packed: bytes | None) -> tuple[str, int, int] | None:
+    """(state, kind, previous) of the record of an entry, without reading all of it; None where it is none."""
+    if packed is None or not record.is_live(packed):
+        return None
+    found = _HEAD.match(packed, record.HEAD_BYTES)
+    if found is None:
+        return None  # it came from a NunDB directory
+    return found[1].decode(), _KINDS[found[2].decode()], int(found[3])
+
+
+def entry_of(write: Write, database: str, state: str, previous: int = 0) -> dict[str, Any]:
+    """What the ledger says of a write, but for what became of it."""
+    return {
+        "state": state,
+        "kind": KIND_NAMES[write.kind],
+        "previous": previous,
+        "database": database,
+        "key": shown_bytes(write.key),
+        "value": shown_bytes(write.argument),
+        "base": 0 if write.base == record.UNKNOWN_BASE else write.base,
+        "base_known": write.base != record.UNKNOWN_BASE,
+        "op_id": write.op_id,
+        "at": write.at_ms,
+        "bound": write.bound_ms,
+        "client_id": write.client_id.hex(),
+        "request": write.request,
+    }
+
+
+def write_in(database: int, entry: dict[str, Any]) -> Write:
+    """The write that an entry is about."""
+    return Write(
+        database,
+        hidden_bytes(entry["key"]),
+        _KINDS[entry["kind"]],
+        hidden_bytes(entry["value"]),
+        entry["base"] if entry["base_known"] else record.UNKNOWN_BASE,
+        entry["op_id"],
+        entry["at"],
+        entry["bound"],
+        bytes.fromhex(entry["client_id"]),
+        entry["request"],
+        late=True,
+    )
+
+
+def shown_record(packed: bytes | None) -> dict[str, Any] | None:
+    """A record as an entry shows it."""
+    if packed is None or not record.is_live(packed):
+        return None
+    return {
+        "value": shown_bytes(record.value_of(packed)),
+        "version": record.version_of(packed),
+        "op_id": record.op_id_of(packed),
+    }
+
+
+def shown_bytes(value: Any) -> Any:
+    """Bytes as text, for people and programs alike; what is no text stands as `{"base64": ...}`."""
     if not isinstance(value, bytes):
         return value
     try:
         return value.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(value).decode()}
+
+
+def hidden_bytes(shown: Any) -> Any:
+    """What `shown_bytes` was given."""
+    match shown:
+        case str():
+            return shown.encode()
+        case {"base64": text}:
+            return base64.b64decode(text)
+    return shown
+
+
+def dumped(entry: dict[str, Any]) -> bytes:
+    """An entry as it is stored."""
+    return json.dumps(entry, ensure_ascii=False).encode()
+
+
+def notice_of(write: Write, entry: dict[str, Any], current: bytes | None) -> dict[str, Any]:
+    """What the writer is told."""
+    return {
+        "database": entry["database"].encode(),
+        "key": write.key,
+        "kind": write.kind,
+        "value": write.argument,
+        "base": entry["base"],
+        "op_id": write.op_id,
+        "at": write.at_ms,
+        "client_id": write.client_id,
+        "request": write.request,
+        "state": entry["state"],
+        "reason": entry["reason"],
+        "decided": entry["decided"],
+        "current": record.shown(current),
+        "entry": entry_key(write.key, write.op_id),
+    }
 
 
 def _abridged(told: dict[str, Any]) -> bytes:
@@ -84,69 +229,113 @@ def whole(core: NetworkCore, notice: bytes) -> bytes:
     info = core.state.database_named(told[b"database"].decode("utf-8", "replace"))
     table = None if info is None else core.tables.get(info.number)
     packed = ABSENT if table is None else table.records.get(told[b"entry"], ABSENT)
-    if record.is_live(packed):
-        shown = json.loads(record.value_of(packed))
-        told[b"value"] = _hidden(shown["value"])
-        current = shown["current"]
-        if current is not None:
-            value = _hidden(current["value"])
+    if table is not None and record.is_live(packed):
+        entry = json.loads(record.value_of(packed))
+        told[b"value"] = hidden_bytes(entry["value"])
+        if entry["state"] == REFUSED and entry.get("current") is not None:
+            current = entry["current"]
+            value = hidden_bytes(current["value"])
             told[b"current"] = record.live(current["version"], current["op_id"], value)
+        else:
+            told[b"current"] = record.shown(table.records.get(told[b"key"]))
     return pack(told)
 
 
-def _hidden(shown: Any) -> Any:
-    """What `_shown` was given."""
-    match shown:
-        case str():
-            return shown.encode()
-        case {"base64": text}:
-            return base64.b64decode(text)
-    return shown
-
-
 class Ledger:
-    """Opens and closes entries, on the primary."""
+    """Writes entries and notices, on the primary."""
 
     def __init__(self, core: NetworkCore) -> None:
         self._core = core
 
+    def read(self, database: int, key: bytes, op_id: int) -> dict[str, Any]:
+        """The entry of a write."""
+        packed = self._core.tables[database].records[entry_key(key, op_id)]
+        entry: dict[str, Any] = json.loads(record.value_of(packed))
+        return entry
+
+    def has(self, database: int, key: bytes, op_id: int) -> bool:
+        """Whether a write has an entry."""
+        return record.is_live(self._core.tables[database].records.get(entry_key(key, op_id)))
+
+    def put(self, database: int, places: Sequence[bytes], entries: Iterable[dict[str, Any]]) -> int:
+        """Stores entries; returns how many bytes they are."""
+        new = []
+        core = self._core
+        stamp = 0
+        table = core.tables[database]
+        for place, entry in zip(places, entries, strict=True):
+            stamp = core.stream.clock.reserve(core.unix_ms)
+            version = record.version_of(table.records.get(place, ABSENT)) + 1
+            new.append(record.live(version, stamp, dumped(entry)))
+            table.replace(place, new[-1])
+        core.stream.add((fx.MADE, database, stamp, list(places), new, False))
+        core.stream.entry().changes.append(fx.RecordChange(database, places, new))
+        return sum(map(len, new))
+
+    def tell(self, write: Write, entry: dict[str, Any], current: bytes | None) -> None:
+        """Leaves a notice for the writer."""
+        if write.client_id:
+            self._notice(write, notice_of(write, entry, current))
+
+    def _notice(self, write: Write, told: dict[str, Any]) -> None:
+        core = self._core
+        notice = _abridged(told)
+        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))
+        core.outcomes.push(pending, write.client_id, write.op_id, notice)
+
+    def close_at_once(
+        self,
+        write: Write,
+        state: str,
+        reason: str,
+        current: bytes | None,
+        *,
+        close_call: bool = False,
+        decider: str = "",
+    ) -> None:
+        """Records a write that is decided without having been open; `current`: what the key holds instead."""
+        core = self._core
+        place = entry_key(write.key, write.op_id)
+        if place in core.tables[write.database].records:
+            return
+        name = core.state.databases[write.database].name
+        entry = entry_of(write, name, state)
+        entry["current"] = shown_record(current)
+        entry["opened"] = entry["decided"] = core.unix_ms
+        entry["reason"], entry["decider"] = reason, decider
+        if close_call:
+            entry["close_call"] = True
+        self.put(write.database, [place], [entry])
+        core.conflicts.closed_now(write.database, place)
+        if write.late:
+            self.tell(write, entry, current)
+
     def refuse(self, item: Item, operation: Operation, database: int | None, reason: str) -> None:
         """Records a write that is finally refused, and tells its writer."""
         core = self._core
-        key, op_id = operation.key, operation.op_id
-        told: dict[str, Any] = {
-            "database": item.database,
-            "key": key,
-            "kind": operation.kind,
-            "value": operation.argument,
-            "base": operation.base,
-            "op_id": op_id,
-            "at": item.at_ms,
-            "client_id": item.client_id,
-            "request": item.number,
-            "state": REFUSED,
-            "reason": reason,
-            "decided": core.unix_ms,
-        }
+        write = write_of(item, operation, database or 0)
         if database is not None:
-            table = core.tables[database]
-            place = entry_key(key, op_id)
-            if place in table.records:
-                return
-            told["current"] = table.records.get(key)
-            stamp = core.stream.clock.reserve(core.unix_ms)
-            value = readable(told)
-            new = record.live(1, stamp, value)
-            core.stream.add((fx.PUT, database, stamp, 1, record.op_id_of(ABSENT), place, value))
-            table.replace(place, new)
-            core.stream.entry().changes.append(fx.RecordChange(database, (place,), (new,)))
-            told["entry"] = place
-        notice = _abridged(told)
-        entry = core.stream.add((fx.NOTICE, item.client_id, op_id, notice))
-        core.outcomes.push(entry, item.client_id, op_id, notice)
+            current = core.tables[database].records.get(write.key)
+            self.close_at_once(write, REFUSED, reason, current)
+            return
+        name = item.database.decode("utf-8", "replace")
+        entry = {**entry_of(write, name, REFUSED), "reason": reason, "decided": core.unix_ms}
+        self.tell_without_entry(write, entry)
+
+    def tell_without_entry(self, write: Write, entry: dict[str, Any]) -> None:
+        """Leaves a notice that carries the value itself: its database has no place for an entry any more."""
+        told = notice_of(write, entry, None)
+        del told["entry"]
+        if write.client_id:
+            self._notice(write, told)
 
 
 def count(core: NetworkCore) -> dict[str, int]:
-    """How many entries there are; every one of them is closed so far (P7)."""
-    opened = sum(1 for table in core.tables.values() for _ in table.ordered(None, CONFLICT_PREFIX))
-    return {"opened": opened, REFUSED: opened}
+    """How many entries there are, in all and of each state (P7)."""
+    counts = dict.fromkeys(STATES, 0)
+    for table in core.tables.values():
+        for place in table.ledger:
+            head = head_of(table.records.get(place))
+            if head is not None:
+                counts[head[0]] += 1
+    return {"opened": sum(counts.values()), **counts}

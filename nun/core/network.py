@@ -14,7 +14,6 @@ I4  Bytes from outside raise nothing past `requests_received` but become an erro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nun import messages as m
@@ -22,10 +21,12 @@ from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
 from nun.core.access import Doorkeeper, Rights
 from nun.core.admin_requests import AdminRequests
+from nun.core.arbitration import Arbitration
 from nun.core.arguments import check_floor
 from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
 from nun.core.cluster_requests import ClusterRequests
+from nun.core.conflicts import Conflicts
 from nun.core.data_requests import DataRequests
 from nun.core.digests import Digests
 from nun.core.forwarding import Forwarding, Proposals
@@ -36,8 +37,16 @@ from nun.core.ledger import Ledger
 from nun.core.levels import Level, Levels
 from nun.core.metrics import REQUEST_NAMES, Metrics
 from nun.core.outcomes import Outcomes
+from nun.core.output import Output
 from nun.core.repeats import Held
 from nun.core.replica import Adopter
+from nun.core.request_kinds import (
+    DECIDED_BY_PRIMARY,
+    IN_A_DATABASE,
+    SHOWS_NOTHING,
+    VIEWED,
+    WRITES_TO_KEYS,
+)
 from nun.core.roles import Roles
 from nun.core.session_requests import SessionRequests
 from nun.core.sessions import Session
@@ -52,9 +61,7 @@ from nun.core.watching import Watches
 from nun.errors import (
     AuthError,
     BadRequest,
-    NoPrimary,
     NoSuchDatabase,
-    NotServing,
     OutcomeExpired,
     Overloaded,
     ReadOnly,
@@ -74,46 +81,9 @@ from nun.peer_messages import ROLE_PRIMARY
 from nun.position import Epoch, Position
 
 RETRY_AFTER_MS: Final = 50
+CLEANED_MAX: Final = 1_000  # entries of the ledger, in one tick
 
 _PATIENCE_NS: Final = int(REQUEST_TIMEOUT_S * 1e9)
-VIEWED: Final = (m.GET, m.GET_MANY)
-WRITES_TO_KEYS: Final = frozenset({m.SET, m.REMOVE, m.INCREMENT, m.SET_MANY, m.BATCH})
-WRITES: Final = WRITES_TO_KEYS | {
-    m.CREATE_DATABASE,
-    m.ALTER_DATABASE,
-    m.DROP_DATABASE,
-    m.CREATE_USER,
-    m.DROP_USER,
-    m.SET_PERMISSIONS,
-    m.OUTCOMES_SEEN,
-    m.CHECK,
-}
-SHOWS_NOTHING: Final = (
-    BadRequest,
-    NoPrimary,
-    NotServing,
-    Overloaded,
-    ReadOnly,
-    SessionUnknown,
-    TooLarge,
-)
-
-
-@dataclass(slots=True)
-class Output:
-    """What is to be done, in this order."""
-
-    publish: bytes | None = None
-    items: list[bytes] = field(default_factory=list)  # frames for the outbox, on the op stream too
-    sends: list[tuple[bytes, bytes]] = field(default_factory=list)  # (routing id, frame)
-    to_writer: list[tuple[Any, ...]] = field(default_factory=list)
-    to_replicator: list[tuple[Any, ...]] = field(default_factory=list)
-    log_reads: list[tuple[int, int]] = field(default_factory=list)  # (watch or 0, first seq)
-    secrets: list[tuple[int, str, bytes, bytes]] = field(
-        default_factory=list
-    )  # (ticket, "hash" or "check", given, stored)
-    notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # for the log
-    restart: str | None = None  # start the node's processes anew from disk, and why
 
 
 class NetworkCore:
@@ -152,6 +122,9 @@ class NetworkCore:
         self.local_durable = self.stream.last_seq
         self.strayed = False  # memory and disk have parted: what is here counts no more
         self.level: Level | None = None  # of the request that is being handled
+        self.clock_offset_ms = self.clock_bound_ms = (
+            0  # of this clock from the primary's, on a replica
+        )
         self.tables = {number: Table(tables.get(number)) for number in state.databases}
         self.random = random
         self.now_ns = self.started_ns = now_ns
@@ -177,6 +150,8 @@ class NetworkCore:
         self.digests = Digests(self)
         self.outcomes = Outcomes(self)
         self.ledger = Ledger(self)
+        self.arbitration = Arbitration(self)
+        self.conflicts = Conflicts(self)
         self.items = Items(self)
         self.tentative = Tentative(self, held or Held())
         self.greetings = SessionRequests(self)
@@ -191,6 +166,7 @@ class NetworkCore:
             **self.admin.handlers(),
             **self.cluster.handlers(),
             **self.outcomes.handlers(),
+            **self.arbitration.handlers(),
         }
 
     @property
@@ -339,6 +315,7 @@ class NetworkCore:
         self.cluster.tick()
         if self.decides:
             self.housekeeping.tick()
+            self.conflicts.clean(CLEANED_MAX)
             self.digests.tick()
             self.close()
 
@@ -464,7 +441,7 @@ class NetworkCore:
                 raise BadRequest(
                     f"{REQUEST_NAMES[kind]} is an array of {length}, found {len(message)}"
                 )
-            if kind in WRITES:
+            if kind in DECIDED_BY_PRIMARY:
                 if type(message[3]) is list:
                     message[3], level, deadline_ns = level_of(message[3], self.now_ns)
                     self.level = Level(
@@ -490,7 +467,7 @@ class NetworkCore:
                 self.tentative.take(session, message)
             return
         user: bytes | None = None
-        if message[0] in WRITES_TO_KEYS:
+        if message[0] in IN_A_DATABASE:
             self.grant(session, message[4])
             user = session.grants[message[4]][0]
         self.metrics.requests[message[0]] += 1
@@ -578,6 +555,10 @@ class NetworkCore:
         session.stamp = 0
         self.stream.clock.observe(first + (count - 1) * TICK)
         return first
+
+    def stamped_at(self, session: Session) -> tuple[int, int]:
+        """When a request was made, on the common clock, and how far that may be wrong; in milliseconds."""
+        return session.stamped_at or (self.unix_ms - self.clock_offset_ms, self.clock_bound_ms)
 
     def check_reply_size(self, size: int) -> None:
         if size > BATCH_BYTES_MAX:

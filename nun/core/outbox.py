@@ -2,12 +2,17 @@
 
 An item is one request as msgpack
 
-    [client id, request number, floor, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, since]
+    [client id, request number, floor, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, bound,
+     since]
 
 kind: of the request (SET, REMOVE, INCREMENT, SET_MANY, BATCH, CREATE_DATABASE); for each operation: its kind, key,
 value or delta, `base` (the op id of the record that it replaced where it was taken, 0 where the key was absent) and op
-id. `at` is the Unix time in milliseconds when it was stamped, less the origin's measured offset.
+id. `at` is the Unix time in milliseconds when it was stamped, less the origin's measured offset, and `bound` how far
+that may be wrong. A resolution (RESOLVE) has one operation; `op ids` then has those of the entries that it closes after
+its own, and its base is the op id of the record that was shown.
 `since` is a position: of the history up to there the node that made the item knew that it had not decided the request.
+
+The last operation of a CREATE_DATABASE is of that kind too: it has no key, and the options as its argument.
 
 Items of a node are numbered. They are made of what `local` writes left, and of what a change of primary cut off: the
 client writes above the common entry, in log order. What the primary had made itself is not proposed again.
@@ -28,7 +33,17 @@ from nun.core.clock import TICK, unix_ms_of
 from nun.errors import WireError
 from nun.position import Position
 
-_CHANGES: Final = (fx.PUT, fx.TOMBSTONE, fx.INCREMENTED, fx.PUTS, fx.RECORDS, fx.SUMS)
+_CHANGES: Final = (
+    fx.PUT,
+    fx.TOMBSTONE,
+    fx.INCREMENTED,
+    fx.PUTS,
+    fx.RECORDS,
+    fx.SUMS,
+    fx.SIGNED,
+    fx.LOST,
+)
+ATOMIC: Final = 0  # in the outcome of a batch decided kind by kind; of others: a second element
 _SINGLE: Final = {fx.PUT: m.SET, fx.TOMBSTONE: m.REMOVE, fx.INCREMENTED: m.INCREMENT}
 
 
@@ -53,7 +68,9 @@ class Item(NamedTuple):
     atomic: bool
     operations: list[Operation]
     at_ms: int
+    bound_ms: int
     since: Position
+    closes: tuple[int, ...] = ()
 
     @property
     def op_id(self) -> int:
@@ -77,8 +94,9 @@ def encode_item(item: Item) -> bytes:
             keys,
             arguments,
             bases,
-            op_ids,
+            [*op_ids, *item.closes],
             item.at_ms,
+            item.bound_ms,
             item.since,
         )
     )
@@ -90,8 +108,11 @@ def decode_item(data: bytes) -> Item:
         case [
             bytes() as client_id, int() as number, int() as floor, bytes() as database, int() as kind, bool() as atomic,
             bytes() as kinds, list() as keys, list() as arguments, list() as bases, list() as op_ids, int() as at_ms,
-            [int(), int(), int(), int()] as since,
-        ] if len(kinds) == len(keys) == len(arguments) == len(bases) == len(op_ids):  # fmt: skip
+            int() as bound_ms, [int(), int(), int(), int()] as since,
+        ] if len(kinds) == len(keys) == len(arguments) == len(bases) and (
+            len(op_ids) == len(kinds) or (kind == m.RESOLVE and len(op_ids) > len(kinds) == 1)
+        ):  # fmt: skip
+            closes = tuple(op_ids[len(kinds) :])
             operations = list(map(Operation, kinds, keys, arguments, bases, op_ids))
             return Item(
                 client_id,
@@ -102,7 +123,9 @@ def decode_item(data: bytes) -> Item:
                 atomic,
                 operations,
                 at_ms,
+                bound_ms,
                 Position(*since),
+                closes,
             )
     raise WireError("expected an item of an outbox")
 
@@ -134,32 +157,99 @@ def _item_of(
     effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str], common: Position
 ) -> Item | None:
     """The request that these effects were the outcome of; None where it changed nothing."""
-    _, client_id, number, floor, status, _, result = outcome
+    _, client_id, number, floor, _, _, result = outcome
     operations: list[Operation] = []
     database = 0
-    created = False
     kind = m.BATCH
     writes = 0
+    stamped: tuple[int, int] | None = None
+    options: Any = None
     for effect in effects:
+        if effect[0] == fx.RESOLVED:
+            return _resolution(effect, outcome, names, common)
         if effect[0] == fx.DATABASE:
-            created = True
+            kind = m.CREATE_DATABASE
             database = effect[1]
+            options = effect[3]
         elif effect[0] in _CHANGES:
             database = effect[1]
             writes += 1
             operations += _operations(effect)
-            kind = m.SET_MANY if effect[0] == fx.PUTS else _SINGLE.get(effect[0], m.BATCH)
-    if status or not operations:
+            stamped = stamped or _stamped(effect)
+            if kind != m.CREATE_DATABASE:
+                kind = m.SET_MANY if effect[0] == fx.PUTS else _kind_of(effect)
+    if not operations:
         return None
-    if writes > 1 and not created:
+    if writes > 1 and kind != m.CREATE_DATABASE:
         kind = m.BATCH
-    at_ms = unix_ms_of(operations[0].op_id)
+    at_ms, bound_ms = stamped or (unix_ms_of(operations[0].op_id), 0)
+    if kind == m.CREATE_DATABASE:
+        operations.append(Operation(kind, b"", options, 0, operations[0].op_id))
     if isinstance(result, dict):
         operations = _in_order(result[m.BATCH], operations)
     name = names.get(database, "").encode()
-    kind = m.CREATE_DATABASE if created else kind
-    # Whether a batch was atomic is not in the log: all or nothing keeps the promise of those that were.
-    return Item(client_id, number, floor, name, kind, kind == m.BATCH, operations, at_ms, common)
+    return Item(
+        client_id,
+        number,
+        floor,
+        name,
+        kind,
+        kind == m.BATCH and is_atomic(result),
+        operations,
+        at_ms,
+        bound_ms,
+        common,
+    )
+
+
+def is_atomic(result: Any) -> bool:
+    """Whether the outcome of a batch says that it was all or nothing."""
+    if isinstance(result, dict):
+        return bool(result.get(ATOMIC))
+    return isinstance(result, list) and len(result) > 1
+
+
+def _resolution(
+    effect: fx.Effect, outcome: fx.Effect, names: Mapping[int, str], common: Position
+) -> Item:
+    """The item of a resolution that was accepted."""
+    _, database, key, kind, argument, shown, op_ids, op_id = effect
+    _, client_id, number, floor, *_ = outcome
+    operation = Operation(kind, key, argument, shown, op_id)
+    name = names.get(database, "").encode()
+    at_ms = unix_ms_of(op_id)
+    return Item(
+        client_id,
+        number,
+        floor,
+        name,
+        m.RESOLVE,
+        False,
+        [operation],
+        at_ms,
+        0,
+        common,
+        tuple(op_ids),
+    )
+
+
+def _kind_of(effect: fx.Effect) -> int:
+    """Which request made this one change."""
+    if effect[0] == fx.LOST:
+        return int(effect[2])
+    if effect[0] == fx.SIGNED:
+        if effect[6] is not None:
+            return m.INCREMENT
+        return m.SET if record.is_live(effect[3]) else m.REMOVE
+    return _SINGLE.get(effect[0], m.BATCH)
+
+
+def _stamped(effect: fx.Effect) -> tuple[int, int] | None:
+    """When a write was made, where its effect says so."""
+    if effect[0] == fx.LOST:
+        return effect[7], effect[8]
+    signature = record.signature_of(effect[3]) if effect[0] == fx.SIGNED else None
+    return None if signature is None else (signature.at_ms, signature.bound_ms)
 
 
 def _in_order(kinds: bytes, operations: list[Operation]) -> list[Operation]:
@@ -179,6 +269,15 @@ def _operations(effect: fx.Effect) -> list[Operation]:
     if kind == fx.INCREMENTED:
         _, _, op_id, _, replaced, key, _, delta = effect
         return [Operation(m.INCREMENT, key, delta, replaced, op_id)]
+    if kind == fx.LOST:
+        _, _, write, key, argument, base, op_id, _, _ = effect
+        return [Operation(write, key, argument, base, op_id)]
+    if kind == fx.SIGNED:
+        _, _, key, packed, _, base, delta = effect
+        write = _kind_of(effect)
+        argument = delta if write == m.INCREMENT else record.value_of(packed)
+        argument = None if write == m.REMOVE else argument
+        return [Operation(write, key, argument, base, record.op_id_of(packed))]
     if kind == fx.TOMBSTONE:
         _, _, op_id, _, replaced, key = effect
         return [Operation(m.REMOVE, key, None, replaced, op_id)]

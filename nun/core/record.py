@@ -48,6 +48,7 @@ _OVER_ABSENT: Final = 5
 ANCESTORS_MAX: Final = 8
 INTEGER_BYTES: Final = 8
 ABSENT: Final = bytes(HEAD_BYTES)
+UNKNOWN_BASE: Final = 1  # stands for an op id that is not known; no write ever has this one
 
 pack_head = _HEAD.pack
 unpack_head = _HEAD.unpack_from

@@ -96,6 +96,9 @@ class Adopter:
                     self._change(change)
                     entry.changes.append(change)
         core.state.apply(position, effects)
+        for effect in effects:
+            if effect[0] == fx.DATABASE and effect[1] in core.tables:
+                core.conflicts.refresh(effect[1])
         core.stream.clock.observe(core.state.highest_op_id)
         core.outcomes.decided(effects)
         if core.tentative.repeats:

@@ -72,6 +72,7 @@ class Roles:
         members = {**state.members, core.number: self._me()}
         next_number = max(state.next_number, core.number + 1)
         core.stream.add((fx.EPOCH, core.cluster_id, members, next_number))
+        core.conflicts.begin()
         core.out.notes.append(("primary", {"epoch": str(epoch), "position": core.stream.last_seq}))
         open = core.forwarding.take_open()
         core.proposals.take([(core.number, ticket, body) for ticket, body in open])
@@ -96,6 +97,7 @@ class Roles:
         if epoch is not None and self._strayed(epoch, first_seq):
             return
         if self.role == pm.ROLE_PRIMARY:
+            core.conflicts.end()
             self.stepping_down = True
             self.primary_durable = core.local_durable
             self.primary = self.primary_address = None
@@ -119,6 +121,7 @@ class Roles:
     def stray(self, why: str) -> None:
         """Nothing more is decided, adopted or shown here until the processes have been started anew from disk."""
         self._core.strayed = True
+        self._core.conflicts.end()
         self.role = pm.ROLE_WAITING
         self._core.out.restart = why
 

@@ -123,6 +123,7 @@ class SessionRequests:
         for number in session.watches:
             self._core.watches.end(number)
         del self._core.sessions[session.peer]
+        self._core.arbitration.session_ended(session)
         self._core.watches.begin_copies()
         self._core.out.notes.append(
             ("session_ended", {"why": why, "client": session.client_id.hex()})

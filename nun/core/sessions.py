@@ -37,6 +37,7 @@ class Session:
         "outcomes",
         "peer",
         "stamp",
+        "stamped_at",
         "token",
         "unread_bytes",
         "virtual",
@@ -59,6 +60,7 @@ class Session:
         self.outcomes = False  # it wants the notices of its client id
         self.virtual = False  # it stands for a proposal of another node
         self.stamp = 0  # the first op id of that proposal
+        self.stamped_at: tuple[int, int] | None = None  # when that was, and the bound; in ms
         self._receipts: deque[tuple[int, int]] = deque()  # (receipt, bytes)
 
     def owe(self, size: int) -> int:

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from nun import limits
 from nun import messages as m
 from nun.limits import FETCH_BYTES_MAX, FOLLOW_WINDOW_BYTES
+
+
+@dataclass(frozen=True)
+class ConflictSettings:
+    """About conflicts.
+
+    Attributes:
+        defaults: options of databases that do not name them themselves.
+        resolved_retention_s: how long closed entries of the ledger are kept.
+        per_key_warn, per_key_max, per_key_bytes_max: of one key's queue.
+        conflicts_max, bytes_max: of all queues together.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    resolved_retention_s: float = 604_800.0
+    per_key_warn: int = limits.CONFLICTS_PER_KEY_WARN
+    per_key_max: int = limits.CONFLICTS_PER_KEY_MAX
+    per_key_bytes_max: int = limits.CONFLICT_BYTES_PER_KEY_MAX
+    conflicts_max: int = limits.CONFLICTS_MAX
+    bytes_max: int = limits.CONFLICT_BYTES_MAX
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,7 @@ class Settings:
     ack: int = m.ACK_PRIMARY  # the ack level of writes that name none
     min_replicas: int = 0  # fewer live ones than these: no writes
     max_clock_offset_ms: int = 500
+    conflicts: ConflictSettings = field(default_factory=ConflictSettings)
     check_interval_s: float = 0.0  # 0: digests are made when they are asked for
 
 

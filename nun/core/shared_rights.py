@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nun.core import record
 from nun.core.access import EVERYONE, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX, Rights
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ class SharedRights:
         rights = self._rights.get((database, user))
         if rights is not None:
             packed = self._core.tables[database].records.get(PERMISSION_PREFIX + user)
-            alive = packed is not None and packed[3] < 0x80
-            rights.set_record(packed[12:] if packed is not None and alive else None, user)
+            rights.set_record(
+                None if packed is None or not record.is_live(packed) else record.value_of(packed),
+                user,
+            )
 
     def key_changed(self, database: int, key: bytes) -> None:
         """A key was changed; of a user, token or permission list sessions here must feel it."""

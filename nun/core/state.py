@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from nun.core import effects as fx
 from nun.core.clock import TICK
+from nun.core.record import op_id_of
 from nun.errors import WireError
 from nun.limits import EPOCHS_KEPT_MAX, NOTICES_PER_CLIENT_MAX
 from nun.position import Epoch, Position
@@ -154,8 +155,10 @@ class NodeState:
         if kind == fx.PUTS:
             self._heads = effect[3]
             self._observe(effect[2] + TICK * max(len(self._heads) // 12 - 1, 0))
-        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED):
+        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED, fx.MADE):
             self._observe(effect[2])
+        elif kind == fx.SIGNED:
+            self._observe(op_id_of(effect[3]))
         elif kind == fx.SUMS:
             self._observe(effect[2] + TICK * (len(effect[4]) - 1))
         elif kind == fx.OUTCOME:
@@ -258,9 +261,7 @@ class NodeState:
     def take_database(self, effect: fx.Effect) -> None:
         """A database was created, or its options changed."""
         _, number, name, options = effect
-        self.databases[number] = DatabaseInfo(
-            number, _text(name), {_text(key): _text(value) for key, value in options.items()}
-        )
+        self.databases[number] = DatabaseInfo(number, _text(name), _texts(options))
         self.next_database = max(self.next_database, number + 1)
 
     def _observe(self, op_id: int) -> None:
@@ -331,6 +332,13 @@ class NodeState:
         except (TypeError, ValueError, AttributeError) as error:
             raise WireError(f"not a dumped state: {error}") from error
         return state
+
+
+def _texts(options: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        _text(key): _texts(value) if isinstance(value, Mapping) else _text(value)
+        for key, value in options.items()
+    }
 
 
 def _text(value: Any) -> Any:

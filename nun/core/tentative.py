@@ -23,7 +23,7 @@ from nun import peer_messages as pm
 from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.accept import check_condition, incremented, next_version
+from nun.core.accept import base_of, check_condition, incremented, next_version
 from nun.core.arguments import (
     check_delta,
     check_floor,
@@ -39,8 +39,9 @@ from nun.core.forwarding import item_body
 from nun.core.outbox import Item, Operation, encode_item
 from nun.core.record import ABSENT
 from nun.core.repeats import Held, Repeats
-from nun.errors import BadRequest, Overloaded
+from nun.errors import BadRequest, Overloaded, VersionConflict
 from nun.limits import OUTBOX_BYTES_MAX
+from nun.messages import IN_CONFLICT
 from nun.position import NOTHING
 
 if TYPE_CHECKING:
@@ -124,13 +125,25 @@ class Tentative:
         first = core.stream.clock.reserve(core.unix_ms, max(len(keys), 1))
         shown = self.shown.get(database, {})
         heads = []
+        atomic = kind == m.BATCH and message[5]
+        queued = False
         for index, (one, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
             op_id = first + index * TICK
             held = made.get(key) or (
                 shown[key][0] if key in shown else table.records.get(key, ABSENT)
             )
-            version = next_version(key, held, conditions.get(index))
+            condition = conditions.get(index)
             heads.append(held)
+            try:
+                version = next_version(key, held, condition)
+            except VersionConflict:
+                if atomic or not core.conflicts.takes(database, key, held, condition):
+                    raise
+                base = base_of(condition, key, held, table)
+                operations.append(Operation(one, key, argument, base, op_id))
+                answers.append([IN_CONFLICT, None] if one == m.INCREMENT else IN_CONFLICT)
+                queued = True
+                continue
             operations.append(Operation(one, key, argument, record.op_id_of(held), op_id))
             if one == m.REMOVE:
                 made[key] = record.tombstone(version, op_id)
@@ -142,14 +155,15 @@ class Tentative:
             else:
                 made[key] = record.live(version, op_id, argument)
                 answers.append(version)
-        atomic = kind == m.BATCH and message[5]
         name = core.state.databases[database].name.encode()
         since = core.state.position or NOTHING
+        at_ms, bound_ms = core.stamped_at(session)
+        client_id = session.client_id
         item = Item(
-            session.client_id, number, floor, name, kind, atomic, operations, core.unix_ms, since
+            client_id, number, floor, name, kind, atomic, operations, at_ms, bound_ms, since
         )
-        result: Any = answers if kind == m.BATCH else answers[0] if answers else None
-        if kind == m.SET_MANY:
+        result: Any = answers if kind in (m.BATCH, m.SET_MANY) else answers[0] if answers else None
+        if kind == m.SET_MANY and not queued:
             result = record.heads(heads)
         reply = pack((0, number, result, None, first))
         session.highest_number = max(session.highest_number, number)

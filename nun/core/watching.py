@@ -38,6 +38,7 @@ from nun.messages import (
     EVENT_REMOVED,
     EVENT_SET,
     EVENTS,
+    IN_CONFLICT,
     WATCH_ALL,
     WATCH_ENDED,
     WATCH_KEY,
@@ -138,7 +139,7 @@ class Group:
         """The events of one entry that this group sees, in order."""
         found: list[Event] = []
         for change in changes:
-            if change.database != self.database:
+            if change.database != self.database or change.silent:
                 continue
             keys = change.keys
             if self.scope == WATCH_KEY and self.key not in keys:
@@ -206,6 +207,9 @@ def event_of(key: bytes, packed: bytes, seq: int) -> Event:
     version, op_id = record.unpack_head(packed)
     if version < record.SPECIAL:
         return [EVENT_SET, key, packed[record.HEAD_BYTES :], version, op_id, seq]
+    if record.is_live(packed):
+        shown = IN_CONFLICT if record.is_in_conflict(packed) else version & ~record.SPECIAL
+        return [EVENT_SET, key, record.value_of(packed), shown, op_id, seq]
     return [EVENT_REMOVED, key, None, version & ~record.SPECIAL, op_id, seq]
 
 
@@ -468,7 +472,7 @@ class Watches:
             while copy.at < len(copy.items) and size < EVENTS_BYTES_MAX:
                 key, packed = copy.items[copy.at]
                 copy.at += 1
-                if packed[3] < 0x80 and watch.group.may_see(key):
+                if record.is_live(packed) and watch.group.may_see(key):
                     events.append(event_of(key, packed, copy.seq))
                     size += _EVENT_BYTES + len(key) + len(packed)
             for body in bodies(copy.epoch, events):

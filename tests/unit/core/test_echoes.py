@@ -90,7 +90,7 @@ def test_an_item_of_an_outbox_is_looked_into() -> None:
     origin, _ = echoes()
     value = b"v" * 500
     operation = Operation(m.SET, b"k", value, 0, 9)
-    item = encode_item(Item(b"me", 1, 0, b"d", m.SET, False, [operation], 0, NOTHING))
+    item = encode_item(Item(b"me", 1, 0, b"d", m.SET, False, [operation], 0, 0, NOTHING))
     body = pack((0, 1, 3, NOTHING, item))
     primary.note(2, 9, body)
     origin.keep(9, body)

@@ -53,7 +53,7 @@ def value_of(node: NodeDriver, key: bytes) -> bytes | None:
 
 def item(number: int, *operations: Operation, kind: int = m.SET, atomic: bool = False) -> bytes:
     return encode_item(
-        Item(CLIENT, number, 0, b"d", kind, atomic, list(operations), 1_700_000_000_000, NOTHING)
+        Item(CLIENT, number, 0, b"d", kind, atomic, list(operations), 1_700_000_000_000, 0, NOTHING)
     )
 
 

@@ -36,7 +36,7 @@ def increment(
     op_id = stamp(cluster.primary)
     operation = Operation(m.INCREMENT, b"n", delta, 0, op_id)
     return encode_item(
-        Item(CLIENT, number, 0, b"d", m.INCREMENT, False, [operation], 0, since)
+        Item(CLIENT, number, 0, b"d", m.INCREMENT, False, [operation], 0, 0, since)
     ), op_id
 
 
@@ -116,7 +116,7 @@ def test_a_node_that_is_primary_itself_sees_what_it_decided(cluster: Cluster) ->
     primary = cluster.primary
     known = primary.core.tentative.repeats
     for number in (1, 2):
-        known.add(number, Item(CLIENT, 3, 0, b"d", m.INCREMENT, False, [], 0, NOTHING))
+        known.add(number, Item(CLIENT, 3, 0, b"d", m.INCREMENT, False, [], 0, 0, NOTHING))
     data, _ = increment(cluster, 3)
     decide(primary, 1, data, origin=1)
     known.drop(1)
@@ -137,7 +137,7 @@ def test_a_request_that_is_twice_in_one_outbox_is_open_once() -> None:
     state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
     known = Repeats(state, Held())
     for number in (1, 2):
-        known.add(number, Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, NOTHING))
+        known.add(number, Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
     assert [known.verdict(1), known.verdict(2)] == [OPEN, LATER]
     known.drop(1)
     assert known.verdict(2) == OPEN
@@ -147,7 +147,7 @@ def test_a_client_that_was_forgotten_cannot_ask_again() -> None:
     state = _state((Epoch(1, 1, 1), 1), last=4)
     operation = Operation(m.SET, b"a", b"1", 0, 50)
     known = Repeats(state, Held())
-    known.add(1, Item(CLIENT, 3, 0, b"d", m.SET, False, [operation], 0, NOTHING))
+    known.add(1, Item(CLIENT, 3, 0, b"d", m.SET, False, [operation], 0, 0, NOTHING))
     assert known.verdict(1) == LATER
     state.forget([CLIENT], 50)
     assert known.verdict(1) == OPEN
@@ -232,12 +232,12 @@ def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
     state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
     items = []
     for number, since in enumerate((12, 30, 31), 1):
-        data = Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, Position(2, 2, 1, since))
+        data = Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, 0, Position(2, 2, 1, since))
         items.append((number, encode_item(data)))
     assert repeats.first_unseen(items, state) == 12
     known = Repeats(state, Held(4, items, 20, frozenset({(CLIENT, 3)})))
     assert [known.verdict(number) for number in (1, 2, 3)] == [UNKNOWN, OPEN, DONE]
-    known.add(4, Item(CLIENT, 20, 0, b"d", m.SET, False, [], 0, NOTHING))
+    known.add(4, Item(CLIENT, 20, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
     assert known.verdict(4) == LATER
     known.look_at([(fx.OUTCOME, CLIENT, 20, 0, 0, 5, 1)])
     assert known.verdict(4) == DONE
