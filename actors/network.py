@@ -28,11 +28,12 @@ from actors.secrets import check_secret, hash_secret
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.config import ConflictsConfig
 from nun.core import effects as fx
 from nun.core.network import NetworkCore
 from nun.core.output import Output
 from nun.core.repeats import Held, first_unseen, request_of
-from nun.core.settings import Settings
+from nun.core.settings import ConflictSettings, Settings
 from nun.core.state import NodeState
 from nun.errors import Compacted, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
@@ -123,6 +124,7 @@ class Network:
             ack=level_named(self.config.replication.ack),
             min_replicas=self.config.replication.min_replicas,
             max_clock_offset_ms=self.config.replication.max_clock_offset_ms,
+            conflicts=conflict_settings(self.config.conflicts),
             check_interval_s=self.config.replication.check_interval_s if self.clustered else 0.0,
         )
         self.core = NetworkCore(
@@ -261,7 +263,7 @@ class Network:
         return received[:2]
 
     def acks_readable(self) -> bool:
-        """What storage writer and replicator say; of many DURABLE only the last counts."""
+        """What the other processes say; of many DURABLE only the last counts."""
         durable: Position | None = None
         while (received := sockets.receive_request(self.acks)) is not None:
             peer, body = received
@@ -272,6 +274,8 @@ class Network:
                 durable = Position(*message[1:5])
             elif peer == sockets.REPLICATOR_ID:
                 self.replicator_says(message)
+            elif peer == sockets.MANAGER_ID:
+                self.manager_says(message)
             else:
                 self.writer_says(peer, message)
         if durable is not None and self.core is not None:
@@ -287,6 +291,12 @@ class Network:
         """Roles, acks, proposals; until there is state to speak of, the replicator asks again."""
         if self.core is not None and self.begun:
             self.core.replicator_says(message, time.monotonic_ns(), _unix_ms())
+            self.perform(self.core.take_output())
+
+    def manager_says(self, message: list[Any]) -> None:
+        """Offers, expiries. What it missed before there was state it is told when this node begins to decide."""
+        if self.core is not None and self.begun:
+            self.core.manager_says(message, time.monotonic_ns(), _unix_ms())
             self.perform(self.core.take_output())
 
     def replica_stream_readable(self) -> bool:
@@ -349,6 +359,8 @@ class Network:
                 self.to_writer(message)
             for message in out.to_replicator:
                 sockets.send_reply(self.acks, sockets.REPLICATOR_ID, pack(message))
+            for message in out.to_manager:
+                sockets.send_reply(self.acks, sockets.MANAGER_ID, pack(message))
             for event, fields in out.notes:
                 self.log.info(event, **fields)
             if out.restart is not None:
@@ -466,6 +478,24 @@ class Network:
         elif not self.finishing and not (core.decides and core.stream.pending):
             self.finishing = True
             self.to_writer((m.TAKE_SNAPSHOT, _FINAL_SNAPSHOT, None, False))
+
+
+def conflict_settings(config: ConflictsConfig) -> ConflictSettings:
+    """What the configuration says about conflicts, as the core takes it."""
+    return ConflictSettings(
+        defaults={
+            "no_arbiter": config.no_arbiter,
+            "conflict_timeout_s": config.timeout_s,
+            "conflict_fallback": config.fallback,
+            "close_calls": config.close_calls,
+        },
+        resolved_retention_s=config.resolved_retention_s,
+        per_key_warn=config.per_key_warn,
+        per_key_max=config.per_key_max,
+        per_key_bytes_max=config.per_key_bytes_max,
+        conflicts_max=config.conflicts_max,
+        bytes_max=config.bytes_max,
+    )
 
 
 def level_named(name: str | int) -> int:

@@ -2,7 +2,7 @@
 
     client requests   network                 ROUTER, TCP
     op stream         network -> writer       XPUB / SUB, ipc
-    op acks           network <-> writer      ROUTER / DEALER, ipc
+    op acks           network <-> writer, replicator, conflict manager      ROUTER / DEALER, ipc
     control           supervisor <-> child    ROUTER / DEALER, ipc
     replica stream    replicator -> writer, network     XPUB / SUB, ipc
     replica acks      replicator <-> writer             ROUTER / DEALER, ipc
@@ -55,6 +55,7 @@ from nun.messages import HELLO_BEGINS
 
 WRITER_ID: Final = b"writer"  # the writer's routing id on the ack channel
 REPLICATOR_ID: Final = b"replicator"
+MANAGER_ID: Final = b"conflicts"
 NODES_DOMAIN: Final = b"nodes"  # of whom actors/admission.py is asked
 _LINGER_MS: Final = 500
 _RECONNECT_MS: Final = 500
@@ -161,6 +162,11 @@ def replica_acks_dealer(context: Context, run_dir: Path) -> Socket:
 def replicator_acks_dealer(context: Context, run_dir: Path) -> Socket:
     """The replicator's end of the network process's ack channel."""
     return _dealer(context, run_dir, "op-acks", REPLICATOR_ID)
+
+
+def manager_dealer(context: Context, run_dir: Path) -> Socket:
+    """The conflict manager's end of the network process's ack channel."""
+    return _dealer(context, run_dir, "op-acks", MANAGER_ID)
 
 
 class Curve(NamedTuple):

@@ -2,7 +2,8 @@
 
     starting --- network ready ---> running --- SIGTERM, SIGINT, SIGHUP ---> stopping, one after the other ---> exit 0
         |                              |
-        +------- a child dies ---------+---> kill the group, pause, start all again from disk; a replicator: it alone
+        +------- a child dies ---------+---> kill the group, pause, start all again from disk;
+        |                              |        |   a replicator or a conflict manager: it alone
         |                              |        |
         |                              |        +--- more than five times in a minute: exit 4
         |                              +--- RESTART_GROUP ---> the same, on purpose; at most twenty times in a minute
@@ -13,7 +14,8 @@ It never decides about data, and holds none: killing a child loses nothing, sinc
 Exit status: 0 stopped cleanly; 1 stopped by force (a second signal, or a stop that took too long); 2 the
 configuration; 3 cannot start or go on, the log says why; 4 the processes keep dying.
 
-I1  Writer and network process live and die together; a replicator does not outlive them, nor takes them with it.
+I1  Writer and network process live and die together; replicator and conflict manager do not outlive them, nor take
+    them with them.
 I2  No child outlives the supervisor, however that ends (actors/child.py).
 """
 
@@ -60,13 +62,14 @@ _STOP_ORDER: Final = (  # the writer gets all that was decided before it ends, a
     "network",
     "writer",
     "replicator",
+    "conflicts",
 )
-_ALONE: Final = ("replicator",)  # what is started anew without the others
+_ALONE: Final = ("replicator", "conflicts")  # what is started anew without the others
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 COMMANDS: Final[Mapping[str, Sequence[str]]] = {
     name: (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", f"actors.{name}")
-    for name in ("writer", "network", "replicator")
+    for name in ("writer", "network", "replicator", "conflicts")
 }
 
 

@@ -101,6 +101,22 @@ class ReplicationConfig:
 
 
 @dataclass(frozen=True)
+class ConflictsConfig:
+    """What becomes of conflicts in databases that do not say so themselves, and how many there may be."""
+
+    no_arbiter: Literal["queue", "reject"] = "queue"
+    timeout_s: Annotated[float, Ge(0), Le(limits.CONFLICT_TIMEOUT_S_MAX)] = 0.0  # 0: for ever
+    fallback: Literal["keep", "newer", "older"] = "keep"
+    close_calls: Literal["op_id", "arbiter"] = "op_id"
+    resolved_retention_s: Annotated[float, Ge(0), Le(10_000_000_000)] = 604_800.0
+    per_key_warn: Count = limits.CONFLICTS_PER_KEY_WARN
+    per_key_max: Count = limits.CONFLICTS_PER_KEY_MAX
+    per_key_bytes_max: Bytes = limits.CONFLICT_BYTES_PER_KEY_MAX
+    conflicts_max: Count = limits.CONFLICTS_MAX
+    bytes_max: Bytes = limits.CONFLICT_BYTES_MAX
+
+
+@dataclass(frozen=True)
 class SecurityConfig:
     """Who may administer it, and the keys that encrypt the client socket."""
 
@@ -140,6 +156,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    conflicts: ConflictsConfig = field(default_factory=ConflictsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -150,6 +167,7 @@ _TABLES: Final[dict[str, Any]] = {
     "network": NetworkConfig,
     "storage": StorageConfig,
     "replication": ReplicationConfig,
+    "conflicts": ConflictsConfig,
     "security": SecurityConfig,
     "limits": LimitsConfig,
     "log": LogConfig,

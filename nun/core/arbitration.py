@@ -15,7 +15,7 @@ I2  A request that waits for the manager is answered once, by what the manager s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,7 @@ class Arbitration:
 
     # What it says
 
-    def manager_says(self, message: list[Any]) -> None:
+    def manager_says(self, message: Sequence[Any]) -> None:
         """One message of the conflict manager."""
         core = self._core
         match message:
@@ -149,7 +149,6 @@ class Arbitration:
                 self._checked(ticket, good)
             case [m.EXPIRE, database, key]:
                 if core.decides:
-                    core.settle()
                     core.conflicts.expire(database, key)
         core.close()
 
@@ -244,7 +243,6 @@ class Arbitration:
             self._take(ticket)
             core.reply(session, waiting.message[2], None)
             return
-        core.settle()
         queue = core.conflicts.queue_of(database, key)
         try:
             _, rights = core.grant(session, database)

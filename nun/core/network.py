@@ -266,6 +266,14 @@ class NetworkCore:
         self.settle()
         self.roles.hear(message)
 
+    def manager_says(self, message: Sequence[Any], now_ns: int, unix_ms: int) -> None:
+        """A message of the conflict manager, see nun/messages.py."""
+        self.now_ns = now_ns
+        self.unix_ms = unix_ms
+        if not self.strayed:
+            self.settle()
+            self.arbitration.manager_says(message)
+
     def outbox_durable(self, number: int, now_ns: int) -> None:
         """The storage writer has items of the outbox up to this one on disk."""
         self.now_ns = now_ns

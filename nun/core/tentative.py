@@ -16,6 +16,7 @@ I3  The outbox is bounded in bytes; beyond, local writes are refused. So is what
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
@@ -53,6 +54,22 @@ TICKETS_FROM: Final = (
 )  # the tickets of items begin here; those of forwarded requests stay below
 _AGAIN_NS: Final = 1_000_000_000
 PROPOSED_BYTES_MAX: Final = 1_048_576
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What a local request comes to.
+
+    Attributes:
+        made: the records to be shown. held: what each operation found.
+        queued: whether some operation waits for its decision unseen.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+    made: dict[bytes, bytes] = field(default_factory=dict)
+    held: list[bytes] = field(default_factory=list)
+    queued: bool = False
 
 
 class Tentative:
@@ -100,7 +117,7 @@ class Tentative:
         """Takes a write with ack level `local`. Raises what the accept rule and the checks raise."""
         core = self._core
         kind, number, floor, database = message[0], message[2], message[3], message[4]
-        table, rights = core.grant(session, database)
+        _, rights = core.grant(session, database)
         check_floor(number, floor)
         known = self._requests.get((session.client_id, number))
         if known is not None:
@@ -119,55 +136,67 @@ class Tentative:
                 limit="OUTBOX_BYTES_MAX",
                 retry_after_ms=1_000,
             )
-        made: dict[bytes, bytes] = {}
-        operations: list[Operation] = []
-        answers: list[Any] = []
-        first = core.stream.clock.reserve(core.unix_ms, max(len(keys), 1))
-        shown = self.shown.get(database, {})
-        heads = []
         atomic = kind == m.BATCH and message[5]
-        queued = False
+        first = core.stream.clock.reserve(core.unix_ms, max(len(keys), 1))
+        taken = self._show(database, atomic, first, (kinds, keys, arguments, conditions))
+        name = core.state.databases[database].name.encode()
+        since = core.state.position or NOTHING
+        at_ms, bound_ms = core.stamped_at(session)
+        client_id = session.client_id
+        item = Item(
+            client_id, number, floor, name, kind, atomic, taken.operations, at_ms, bound_ms, since
+        )
+        answers = taken.answers
+        result: Any = answers if kind in (m.BATCH, m.SET_MANY) else answers[0] if answers else None
+        if kind == m.SET_MANY and not taken.queued:
+            result = record.heads(taken.held)
+        reply = pack((0, number, result, None, first))
+        session.highest_number = max(session.highest_number, number)
+        self._put(item, database, taken.made, session.peer, reply)
+
+    def _show(
+        self,
+        database: int,
+        atomic: bool,
+        first: int,
+        asked: tuple[bytes, Sequence[bytes], Sequence[Any], dict[int, Any]],
+    ) -> _Taken:
+        """What the operations of a request come to over what is shown; those that cannot be shown wait."""
+        core = self._core
+        table = core.tables[database]
+        shown = self.shown.get(database, {})
+        kinds, keys, arguments, conditions = asked
+        taken = _Taken()
+        made = taken.made
         for index, (one, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
             op_id = first + index * TICK
             held = made.get(key) or (
                 shown[key][0] if key in shown else table.records.get(key, ABSENT)
             )
             condition = conditions.get(index)
-            heads.append(held)
+            taken.held.append(held)
             try:
                 version = next_version(key, held, condition)
             except VersionConflict:
                 if atomic or not core.conflicts.takes(database, key, held, condition):
                     raise
                 base = base_of(condition, key, held, table)
-                operations.append(Operation(one, key, argument, base, op_id))
-                answers.append([IN_CONFLICT, None] if one == m.INCREMENT else IN_CONFLICT)
-                queued = True
+                taken.operations.append(Operation(one, key, argument, base, op_id))
+                taken.answers.append([IN_CONFLICT, None] if one == m.INCREMENT else IN_CONFLICT)
+                taken.queued = True
                 continue
-            operations.append(Operation(one, key, argument, record.op_id_of(held), op_id))
+            taken.operations.append(Operation(one, key, argument, record.op_id_of(held), op_id))
+            answer: Any = version
             if one == m.REMOVE:
                 made[key] = record.tombstone(version, op_id)
-                answers.append(version)
             elif one == m.INCREMENT:
                 total = incremented(key, held, argument)
                 made[key] = record.live(version, op_id, b"%d" % total)
-                answers.append([version, total])
+                answer = [version, total]
             else:
                 made[key] = record.live(version, op_id, argument)
-                answers.append(version)
-        name = core.state.databases[database].name.encode()
-        since = core.state.position or NOTHING
-        at_ms, bound_ms = core.stamped_at(session)
-        client_id = session.client_id
-        item = Item(
-            client_id, number, floor, name, kind, atomic, operations, at_ms, bound_ms, since
-        )
-        result: Any = answers if kind in (m.BATCH, m.SET_MANY) else answers[0] if answers else None
-        if kind == m.SET_MANY and not queued:
-            result = record.heads(heads)
-        reply = pack((0, number, result, None, first))
-        session.highest_number = max(session.highest_number, number)
-        self._put(item, database, made, session.peer, reply)
+            taken.answers.append(answer)
+        return taken
 
     def _put(
         self, item: Item, database: int, made: dict[bytes, bytes], peer: bytes, reply: bytes

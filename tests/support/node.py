@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-CHILDREN = ("writer", "network", "replicator")
+CHILDREN = ("writer", "network", "replicator", "conflicts")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
