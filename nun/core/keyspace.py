@@ -70,7 +70,8 @@ class Table:
             (record.op_id_of(packed), key) for key, packed in special if record.is_tombstone(packed)
         ]
         self.tombstones = {key: op_id for op_id, key in sorted(removed)}
-        self.ledger = dict.fromkeys(key for key in self.records if key.startswith(CONFLICT_PREFIX))
+        entries = [key for key in self.records if key.startswith(CONFLICT_PREFIX)]
+        self.ledger = dict.fromkeys(key for key in entries if record.is_live(self.records[key]))
         dead = sum(not record.is_live(packed) for _, packed in special)
         self.live = len(self.records) - dead
         self.bytes = sum(map(len, self.records)) + sum(map(len, self.records.values()))

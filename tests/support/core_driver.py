@@ -13,6 +13,7 @@ from typing import Any
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
+from nun.core.conflict_manager import ConflictManagerCore
 from nun.core.network import NetworkCore
 from nun.core.settings import Settings
 from nun.core.state import NodeState
@@ -100,6 +101,7 @@ class CoreDriver:
             self.random,
             self.now_ns,
         )
+        self.manager = ConflictManagerCore(self.now_ns)
         self.core.begin(self.unix_ms)
         self.perform()
         self.sync()
@@ -120,6 +122,21 @@ class CoreDriver:
         for peer, frame in out.sends:
             self.sent.append((peer, unpack(frame)))
         self.core.settle()
+        self.talk(out.to_manager)
+
+    def talk(self, messages: Sequence[Any]) -> None:
+        """Network process and conflict manager say what they have to say, until both are silent."""
+        for message in messages:
+            self.manager.now_ns = self.now_ns
+            self.manager.hear(unpack(pack(message)))
+        for message in self.manager.take_output():
+            self.core.manager_says(unpack(pack(message)), self.now_ns, self.unix_ms)
+            self.perform()
+
+    def new_manager(self) -> None:
+        """The conflict manager dies and is started anew."""
+        self.manager = ConflictManagerCore(self.now_ns)
+        self.talk(())
 
     def receive(self, *messages: tuple[bytes, list[Any]]) -> None:
         """One turn of the loop with these requests."""
@@ -163,6 +180,8 @@ class CoreDriver:
         self.now_ns += int(seconds * 1e9)
         self.core.ticked(self.now_ns, self.unix_ms)
         self.perform()
+        self.manager.ticked(self.now_ns, self.unix_ms)
+        self.talk(())
 
     # Clients
 
@@ -243,12 +262,12 @@ class DrivenClient:
         return reply
 
 
-def with_database(settings: Settings = SETTINGS, name: str = "d") -> CoreDriver:
-    """A driver whose node holds one database, number 1."""
+def with_database(settings: Settings = SETTINGS, name: str = "d", **options: Any) -> CoreDriver:
+    """A driver whose node holds one database, number 1, of strategy `none` unless told otherwise."""
     driver = CoreDriver(settings)
     frame = fx.encode_entry(
         driver.core.state.position._replace(seq=driver.core.stream.last_seq + 1),  # type: ignore[union-attr]
-        [(fx.DATABASE, 1, name, {"strategy": "none"})],
+        [(fx.DATABASE, 1, name, {"strategy": "none", **options})],
     )
     driver.frames.append(frame)
     driver.restart()

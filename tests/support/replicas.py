@@ -13,6 +13,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
+from nun.core.conflict_manager import ConflictManagerCore
 from nun.core.network import NetworkCore
 from nun.position import Epoch
 from tests.support.core_driver import CLUSTER, SETTINGS, CoreDriver, DrivenClient, replay
@@ -47,6 +48,7 @@ class NodeDriver(CoreDriver):
         self.to_replicator.clear()
         self.start += 1
         state, tables = replay(self.frames)
+        self.manager = ConflictManagerCore(self.now_ns)
         self.core = NetworkCore(
             self.settings, self.number, self.start, CLUSTER, state, tables, self.random, self.now_ns
         )
@@ -64,6 +66,7 @@ class NodeDriver(CoreDriver):
         for peer, frame in out.sends:
             self.sent.append((peer, unpack(frame)))
         self.core.settle()
+        self.talk(out.to_manager)
 
     def hear(self, *message: Any) -> None:
         """The replicator says something."""
