@@ -27,7 +27,10 @@ BE_REPLICA: Final = (
 #   (nil: of none yet) will come
 STEPPED_DOWN: Final = 134  # n: [134, last position]  nothing more is decided here; sent once
 #   all of it is durable here
-PRIMARY_AT: Final = 135  # r, on a replica: [135, epoch, primary's durable seq, settled seq]
+PRIMARY_AT: Final = (
+    135  # r, on a replica: [135, epoch, primary's durable seq, settled seq, offset, bound]
+)
+#   this clock less the primary's, and how far that may be wrong, in ms
 ACKED: Final = 136  # r, on the primary: [136, settled seq, [each other member's durable seq,
 #   descending], live replicas]
 PROPOSALS: Final = 137  # r: [137, [[origin number, ticket, body], ...]]     to be decided here,

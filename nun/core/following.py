@@ -20,6 +20,7 @@ I4  What is handed down and not durable, and what is held for later, are bounded
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
@@ -219,7 +220,20 @@ class Following:
     def tell_position(self) -> None:
         """Tells network process and storage writer how far the primary and the majority are."""
         core = self._core
-        core.out.to_network.append((pm.PRIMARY_AT, self.epoch, self.primary_durable, self.settled))
+        best = None if self.source is None else self.source.offsets.best
+        offset_ms, bound_ms = 0, core.settings.max_clock_offset_ms
+        if best is not None:
+            offset_ms, bound_ms = round(-best.offset_us / 1e3), ceil(best.bound_us / 1e3)
+        core.out.to_network.append(
+            (
+                pm.PRIMARY_AT,
+                self.epoch,
+                self.primary_durable,
+                self.settled,
+                offset_ms,
+                bound_ms,
+            )
+        )
         core.tell_settled(min(self.settled, core.last_seq))
 
     def _exists(self, seq: int) -> None:

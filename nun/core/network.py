@@ -566,7 +566,11 @@ class NetworkCore:
 
     def stamped_at(self, session: Session) -> tuple[int, int]:
         """When a request was made, on the common clock, and how far that may be wrong; in milliseconds."""
-        return session.stamped_at or (self.unix_ms - self.clock_offset_ms, self.clock_bound_ms)
+        if session.stamped_at is not None:
+            return session.stamped_at
+        if self.decides:
+            return self.unix_ms, 0
+        return self.unix_ms - self.clock_offset_ms, self.clock_bound_ms
 
     def check_reply_size(self, size: int) -> None:
         if size > BATCH_BYTES_MAX:

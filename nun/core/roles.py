@@ -197,8 +197,16 @@ class Roles:
                 self.begin_if_ready()
             case [pm.BE_REPLICA, epoch, int() as first_seq]:
                 self.be_replica(None if epoch is None else Epoch(*epoch), first_seq)
-            case [pm.PRIMARY_AT, _, int() as durable, int() as settled]:
+            case [
+                pm.PRIMARY_AT,
+                _,
+                int() as durable,
+                int() as settled,
+                int() as offset,
+                int() as bound,
+            ]:
                 self.following = True
+                core.clock_offset_ms, core.clock_bound_ms = offset, bound
                 self.primary_durable = max(self.primary_durable, durable)
                 core.levels.acked(settled, (), 0)
                 core.tentative.settled(settled)

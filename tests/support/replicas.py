@@ -123,11 +123,11 @@ class Cluster:
             self.primary.sync()
         self.carry()
 
-    def database(self, name: str = "d") -> None:
+    def database(self, name: str = "d", **options: Any) -> None:
         """Makes database 1."""
         client = self.primary.client(None)
         number = client.next_number()
-        self.primary.receive(client.message(number, m.CREATE_DATABASE, name, "token", {}))
+        self.primary.receive(client.message(number, m.CREATE_DATABASE, name, "token", options))
         self.primary.work_on_secrets()
         self.carry()
         assert client.reply_to(number) is not None
@@ -162,4 +162,4 @@ class Cluster:
         settled = everyone[len(everyone) // 2]
         self.primary.hear(pm.ACKED, settled, durable, len(durable))
         for node in self.replicas:
-            node.hear(pm.PRIMARY_AT, EPOCH, self.primary.core.local_durable, settled)
+            node.hear(pm.PRIMARY_AT, EPOCH, self.primary.core.local_durable, settled, 0, 0)

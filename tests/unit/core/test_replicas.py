@@ -184,7 +184,7 @@ def test_nothing_is_shown_that_is_not_durable_here_and_at_the_primary(cluster: C
     replica.sync()
     assert reader.reply_to(asked) is None, "not durable at the primary"
     cluster.primary.sync()
-    replica.hear(pm.PRIMARY_AT, EPOCH, seq, 0)
+    replica.hear(pm.PRIMARY_AT, EPOCH, seq, 0, 0, 0)
     assert record.value_of(reply_to(reader, asked).result) == b"1"
     events = [message for _, message in replica.sent if message[0] == m.EVENTS]
     assert len(events) == 1
@@ -463,7 +463,7 @@ def test_a_disk_that_is_ahead_shows_nothing_that_was_not_adopted(cluster: Cluste
     first, last = cluster.primary.frames[-2:]
     replica.frames += [first, last]  # the storage writer has both, this process only the first
     replica.core.entries_received([first], replica.now_ns, replica.unix_ms)
-    replica.hear(pm.PRIMARY_AT, EPOCH, len(replica.frames), 0)
+    replica.hear(pm.PRIMARY_AT, EPOCH, len(replica.frames), 0, 0, 0)
     replica.core.made_durable(len(replica.frames), replica.now_ns)
     replica.perform()
     assert reply_to(writer, written).status == 0

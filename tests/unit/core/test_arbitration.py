@@ -1,0 +1,223 @@
+"""Claims, leases, expiry and cleaning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nun import messages as m
+from nun.core import record
+from nun.core.settings import ConflictSettings
+from nun.errors import (
+    ClaimLost,
+    ConflictPending,
+    PermissionDenied,
+    VersionConflict,
+)
+from tests.support.conflicts import (
+    claim,
+    claimed,
+    conflict_on,
+    entries,
+    made,
+    notices,
+    put,
+    resolve,
+    states,
+    value_of,
+)
+from tests.support.core_driver import SETTINGS, with_database
+
+# Claims
+
+
+def test_a_key_is_claimed_by_one_arbiter_at_a_time() -> None:
+    driver = made()
+    conflict_on(driver)
+    one, two = driver.client(), driver.client()
+    assert claimed(one, b"a1") is not None
+    waiting = claim(two, b"a2")
+    assert two.reply_to(waiting) is None
+    driver.tick(6)
+    reply = two.reply_to(waiting)
+    assert reply is not None
+    assert reply.value() is None, "its patience was over"
+
+
+def test_a_lease_that_is_over_gives_the_key_to_another_and_the_late_answer_is_refused() -> None:
+    driver = made()
+    conflict_on(driver)
+    one, two = driver.client(), driver.client()
+    late = claimed(one, b"a1", lease_ms=2_000)
+    waiting = claim(two, b"a2")
+    driver.tick(3)
+    reply = two.reply_to(waiting)
+    assert reply is not None
+    offer = reply.value()
+    assert offer[0] > late[0], "attempts go up"
+    assert resolve(one, late, "late").status == ClaimLost.code
+    assert resolve(two, offer, "in time").value() == [3, 0]
+
+
+def test_an_arbiter_that_leaves_loses_its_claim_at_once() -> None:
+    driver = made()
+    conflict_on(driver)
+    one, two = driver.client(), driver.client()
+    claimed(one, b"a1")
+    waiting = claim(two, b"a2")
+    driver.receive((one.peer, [m.BYE, one.token, 0]))
+    assert two.reply_to(waiting) is not None
+
+
+def test_a_claim_that_is_given_back_goes_to_another_arbiter_first() -> None:
+    driver = made()
+    conflict_on(driver)
+    one, two = driver.client(), driver.client()
+    offer = claimed(one, b"a1")
+    one.write(m.RELEASE, 1, b"a1", offer[1], offer[0]).value()
+    assert one.reply_to(claim(one, b"a1")) is None
+    assert claimed(two, b"a2") is not None
+
+
+def test_several_arbiters_share_the_work_in_order() -> None:
+    driver = made()
+    for key in ("a", "b", "c"):
+        conflict_on(driver, key)
+    one, two = driver.client(), driver.client()
+    assert claimed(one, b"a1")[1] == b"a"
+    assert claimed(two, b"a2")[1] == b"b"
+    assert claimed(one, b"a1")[1] == b"c"
+
+
+def test_an_arbiter_gets_only_keys_that_it_may_arbitrate() -> None:
+    driver = made()
+    conflict_on(driver, "secret")
+    conflict_on(driver, "open")
+    admin = driver.client()
+    admin.write(m.SET_PERMISSIONS, "d", "ann", "ra open").value()
+    ann = driver.client(None)
+    driver.core.sessions[ann.peer].grants[1] = (b"ann", driver.core.rights.of(1, b"ann", False))
+    offer = claimed(ann)
+    assert offer[1] == b"open"
+    assert ann.reply_to(claim(ann)) is None
+    refused = ann.write(m.RESOLVE, 1, "secret", m.SET, "x", 1, [2], 0)
+    assert refused.status == PermissionDenied.code
+
+
+def test_a_manager_that_was_started_anew_offers_again() -> None:
+    driver = made()
+    conflict_on(driver)
+    one, two = driver.client(), driver.client()
+    old = claimed(one, b"a1")
+    waiting = claim(two, b"a2")
+    driver.new_manager()
+    reply = two.reply_to(waiting)
+    assert reply is not None
+    assert resolve(one, old, "of the earlier life").status == ClaimLost.code
+    assert resolve(two, reply.value(), "x").value() == [3, 0]
+
+
+def test_a_node_that_was_started_anew_has_the_same_queue() -> None:
+    driver = made()
+    two, _, _ = conflict_on(driver)
+    put(two, "k", "third")
+    two.write(m.INCREMENT, 1, "k", 1)
+    before = driver.core.conflicts.queues[1][b"k"]
+    driver.crash()
+    after = driver.core.conflicts.queues[1][b"k"]
+    assert [one[:2] for one in after.entries] == [one[:2] for one in before.entries]
+    assert (after.bytes, after.bases) == (before.bytes, before.bases)
+    two.greet()
+    offer = claimed(two)
+    assert [entry[2] for entry in offer[5]] == [b"second", b"third"]
+
+
+# No arbiter, expiry
+
+
+def test_without_an_arbiter_a_database_may_refuse() -> None:
+    driver = made(no_arbiter="reject")
+    client = driver.client()
+    put(client, "k", "1")
+    reply = put(client, "k", "2", 99)
+    assert reply.status == VersionConflict.code
+    assert b"no arbiter is connected" in reply.result[0]
+    assert entries(driver) == []
+    claim(client)
+    assert put(client, "k", "2", 99).status == ConflictPending.code
+
+
+@pytest.mark.parametrize(
+    ("fallback", "value"), [("keep", b"first"), ("newer", b"third"), ("older", b"first")]
+)
+def test_what_nobody_resolves_is_ended_by_the_fallback(fallback: str, value: bytes) -> None:
+    driver = made(conflict_timeout_s=10, conflict_fallback=fallback)
+    two, _, _ = conflict_on(driver)
+    put(two, "k", "third")
+    driver.tick(9)
+    assert {state for _, state in states(driver)} == {"open"}
+    driver.tick(2)
+    driver.sync()
+    assert {state for _, state in states(driver)} == {"expired"}
+    assert value_of(driver, b"k") == value
+    assert record.version_of(driver.core.tables[1].records[b"k"]) == 3
+    assert [state for state, _ in notices(two)] == ["expired", "expired"]
+    before = driver.core.stream.last_seq
+    for _ in range(5):
+        driver.tick(2)
+    assert driver.core.stream.last_seq == before, "the fallback fired twice"
+
+
+def test_only_what_is_due_expires() -> None:
+    driver = made(conflict_timeout_s=10, conflict_fallback="newer")
+    two, _, _ = conflict_on(driver)
+    driver.tick(6)
+    put(two, "k", "third")
+    driver.tick(5)
+    assert states(driver) == [("second", "expired"), ("third", "open")]
+    assert value_of(driver, b"k") == b"second"
+    driver.tick(6)
+    assert states(driver)[1] == ("third", "expired")
+
+
+def test_a_timeout_set_later_holds_for_what_is_open() -> None:
+    driver = made()
+    conflict_on(driver)
+    driver.tick(60)
+    driver.client().write(m.ALTER_DATABASE, "d", None, {"conflict_timeout_s": 30}).value()
+    driver.tick(2)
+    assert states(driver) == [("second", "expired")]
+
+
+def test_altering_the_strategy_leaves_open_conflicts_to_arbiters() -> None:
+    driver = made()
+    two, _, _ = conflict_on(driver)
+    two.write(m.ALTER_DATABASE, "d", None, {"strategy": "newer"}).value()
+    assert put(two, "k", "third").status == ConflictPending.code
+    assert resolve(two, claimed(two), "both").value()[1] == 0
+    assert put(two, "k", "4", 99).status == 0, "newer, from now on"
+
+
+def test_closed_entries_are_cleaned_away_in_time() -> None:
+    settings = replace(SETTINGS, conflicts=ConflictSettings(resolved_retention_s=100))
+    driver = with_database(settings, strategy="arbiter")
+    two, _, _ = conflict_on(driver)
+    resolve(two, claimed(two), "x").value()
+    two, _, _ = conflict_on(driver, "other")
+    driver.tick(50)
+    assert len(entries(driver)) == 2
+    driver.tick(60)
+    driver.sync()
+    assert states(driver) == [("second", "open")]
+    driver.crash()
+    driver.tick(200)
+    assert states(driver) == [("second", "open")]
+
+
+def test_a_dropped_database_tells_who_waited_in_it() -> None:
+    driver = made()
+    two, _, _ = conflict_on(driver)
+    two.write(m.DROP_DATABASE, "d").value()
+    assert notices(two) == [("refused", b"second")]
+    assert driver.core.conflicts.describe()["open"] == 0
