@@ -68,7 +68,8 @@ class Arbitration:
         self._tickets = 0
         self._waiting: dict[int, _Waiting] = {}
         self._asked: dict[tuple[bytes, int], int] = {}  # (client id, number) -> ticket
-        self._arbiters: dict[bytes, set[bytes]] = {}  # client id -> its arbiters
+        self._arbiters: dict[bytes, dict[bytes, tuple[int, bytes]]] = {}
+        # client id -> its arbiters here -> database and user
 
     def handlers(self) -> dict[int, tuple[int, Handler]]:
         """Kind of request -> (length of its array, handler)."""
@@ -124,10 +125,23 @@ class Arbitration:
         told = (m.CONFLICT_IS, database, key, len(queue.shown), deadline, closed)
         self._core.out.to_manager.append(told)
 
+    def came(self, session: Session, message: list[Any]) -> None:
+        """An arbiter asks at this node."""
+        database, arbiter = message[4], message[5]
+        if type(arbiter) is bytes:
+            known = self._arbiters.setdefault(session.client_id, {})
+            known[arbiter] = (database, session.grants[database][0])
+
     def session_ended(self, session: Session) -> None:
-        """A client has left: its arbiters have too."""
-        for arbiter in sorted(self._arbiters.pop(session.client_id, ())):
-            self._core.out.to_manager.append((m.ARBITER_GONE, arbiter))
+        """A client has left: its arbiters have too, and the primary is told at once."""
+        core = self._core
+        for arbiter, (database, user) in sorted(self._arbiters.pop(session.client_id, {}).items()):
+            if core.decides:
+                core.out.to_manager.append((m.ARBITER_GONE, arbiter))
+            elif core.roles.primary is not None:
+                number = session.highest_number + 1
+                message = [m.RELEASE, session.token, number, 0, database, arbiter, b"", 0]
+                core.forwarding.forward(session, message, user)
 
     # What it says
 
@@ -218,7 +232,7 @@ class Arbitration:
             raise BadRequest(f"a lease is 1 to {LEASE_MS_MAX} milliseconds, found {lease_ms}")
         attempt = self._core.stream.clock.reserve(self._core.unix_ms)
         if not session.virtual:
-            self._arbiters.setdefault(session.client_id, set()).add(arbiter)
+            self.came(session, message)
         self._wait(session, message, attempt)
 
     def release(self, session: Session, message: list[Any]) -> None:
@@ -226,7 +240,8 @@ class Arbitration:
         self._core.grant(session, database)
         if type(arbiter) is not bytes or type(key) is not bytes or type(attempt) is not int:
             raise BadRequest("a claim is given back by arbiter, key and attempt")
-        self._core.out.to_manager.append((m.CLAIM_RELEASED, arbiter, database, key, attempt))
+        told: tuple[Any, ...] = (m.CLAIM_RELEASED, arbiter, database, key, attempt)
+        self._core.out.to_manager.append(told if key else (m.ARBITER_GONE, arbiter))
         self._core.reply(session, number, None)
 
     def _offered(self, ticket: int, database: int, key: bytes | None, attempt: int) -> None:

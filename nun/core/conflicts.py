@@ -512,6 +512,7 @@ class Conflicts:
         places, entries = [], []
         for one, state, reason in closed:
             entry = core.ledger.read(database, key, one.op_id)
+            assert state in ledger.LIFE[entry["state"]].values(), f"{entry['state']} -> {state}"
             entry["state"] = state
             entry["decided"] = core.unix_ms
             entry["reason"], entry["decider"] = reason, decider

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nun.core import effects as fx
 from nun.core.clock import unix_ms_of
+from nun.core.ledger import count
 from nun.core.metrics import REQUEST_NAMES
 from nun.position import Position
 from nun.version import VERSION
@@ -85,7 +86,7 @@ def describe(core: NetworkCore) -> dict[str, Any]:
             }
             for number, info in core.state.databases.items()
         },
-        "conflicts": core.conflicts.describe(),
+        "conflicts": {**core.conflicts.describe(), "ledger": count(core)},
         "outbox": len(core.tentative),
         "forwarded": len(core.forwarding),
         "sessions": len(core.sessions),

@@ -17,10 +17,7 @@ An entry is a record of its key's database, under the system key `$conflicts_KEY
     close_call              true where `at` could not tell the writes apart
     result                  op id of the record that closed it
 
-    write --- strategy `arbiter` ----------------------> open --- resolution ---------------> resolved
-      |                                                   |------ timeout, fallback --------> expired
-      |------ strategy `newer`, `older` --> decided       |------ database dropped, ... ----> refused
-      +------ cannot be accepted, was acknowledged -----------------------------------------> refused
+What may become of it stands in `LIFE`.
 
 Read rights follow the key's. The writer is told too: a *notice* waits in the state until it has been seen.
 
@@ -55,6 +52,25 @@ DECIDED: Final = "decided"
 EXPIRED: Final = "expired"
 REFUSED: Final = "refused"
 STATES: Final = (OPEN, RESOLVED, DECIDED, EXPIRED, REFUSED)
+NEW: Final = "new"  # no entry yet
+LIFE: Final[dict[str, dict[str, str]]] = {
+    NEW: {
+        "strategy `arbiter`, or its key is in conflict": OPEN,
+        "strategy `newer` or `older`": DECIDED,
+        "was acknowledged, and cannot be accepted": REFUSED,
+    },
+    OPEN: {
+        "a resolution names it": RESOLVED,
+        "an increment, and nothing before it is open": RESOLVED,
+        "waited longer than the timeout": EXPIRED,
+        "an increment that cannot be added": REFUSED,
+        "its database is dropped": REFUSED,
+    },
+    RESOLVED: {},
+    DECIDED: {},
+    EXPIRED: {},
+    REFUSED: {},
+}
 KIND_NAMES: Final = {m.SET: "set", m.REMOVE: "remove", m.INCREMENT: "increment"}
 _KINDS: Final = {name: kind for kind, name in KIND_NAMES.items()}
 _HEAD: Final = re.compile(rb'\{"state": "(\w+)", "kind": "(\w+)", "previous": (\d+)')
@@ -295,6 +311,7 @@ class Ledger:
     ) -> None:
         """Records a write that is decided without having been open; `current`: what the key holds instead."""
         core = self._core
+        assert state in LIFE[NEW].values()
         place = entry_key(write.key, write.op_id)
         if place in core.tables[write.database].records:
             return

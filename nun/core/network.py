@@ -478,6 +478,8 @@ class NetworkCore:
         if message[0] in IN_A_DATABASE:
             self.grant(session, message[4])
             user = session.grants[message[4]][0]
+        if message[0] == m.CLAIM:
+            self.arbitration.came(session, message)
         self.metrics.requests[message[0]] += 1
         self.forwarding.forward(session, message, user)
 

@@ -88,6 +88,21 @@ def test_two_writers_on_two_nodes_and_the_arbiter_on_the_third(cluster: Cluster)
     same_everywhere(cluster)
 
 
+def test_an_arbiter_that_leaves_a_replica_loses_its_claim_at_once(cluster: Cluster) -> None:
+    one, two = cluster.replicas
+    conflict(cluster, one.client())
+    arbiter = two.client()
+    assert claim(cluster, arbiter, b"a1") is not None
+    other = one.client()
+    waiting = write(other, m.CLAIM, 1, b"a2", 5_000, 10_000)
+    cluster.forward()
+    assert other.reply_to(waiting) is None
+    two.receive((arbiter.peer, [m.BYE, arbiter.token, 0]))
+    cluster.forward()
+    cluster.carry()
+    assert reply_to(other, waiting).value()[1] == b"k"
+
+
 def test_a_claim_waits_at_the_primary_for_a_conflict_to_come(cluster: Cluster) -> None:
     one, two = cluster.replicas
     arbiter = two.client()
