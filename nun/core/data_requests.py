@@ -281,8 +281,8 @@ class DataRequests:
             match result:
                 case [str() | bytes() as text, None | bytes() as key]:
                     result, waits_for = self.told(row.status, text, key, database, waits_for)
-                    if row.op_id:
-                        result[1]["conflict"] = row.op_id
+                    if row.op_id and key is not None:
+                        self.name_conflict(result[1], database, key, row.op_id)
                 case _:
                     raise BadRequest(f"number {number} was used for another kind of request")
         self._core.reply(
@@ -294,6 +294,12 @@ class DataRequests:
             op_id=row.op_id,
             waits_for=waits_for,
         )
+
+    def name_conflict(self, fields: dict[str, Any], database: int, key: bytes, op_id: int) -> None:
+        """Adds to a refusal which entry of the ledger is about it, and on which record it was made."""
+        fields["conflict"] = op_id
+        if self._core.ledger.has(database, key, op_id):
+            fields["base"] = self._core.ledger.read(database, key, op_id)["base"]
 
     def told(
         self, code: int, text: Any, key: Any, database: int, waits_for: PendingEntry | None

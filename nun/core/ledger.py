@@ -271,7 +271,8 @@ class Ledger:
 
     def has(self, database: int, key: bytes, op_id: int) -> bool:
         """Whether a write has an entry."""
-        return record.is_live(self._core.tables[database].records.get(entry_key(key, op_id)))
+        table = self._core.tables.get(database)
+        return table is not None and record.is_live(table.records.get(entry_key(key, op_id)))
 
     def put(self, database: int, places: Sequence[bytes], entries: Iterable[dict[str, Any]]) -> int:
         """Stores entries; returns how many bytes they are."""

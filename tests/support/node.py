@@ -35,6 +35,7 @@ CHILDREN = ("writer", "network", "replicator", "conflicts")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
+_given: set[int] = set()
 
 
 def adopt_orphans() -> None:
@@ -43,10 +44,14 @@ def adopt_orphans() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on; another one each time."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:  # the system may give one again before it is in use
+            _given.add(port)
+            return port
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
