@@ -402,6 +402,8 @@ class _Decided:
         records = self._table.records
         get = records.get
         answer = self.answers.append
+        changed_key, changed_record = self.keys.append, self.records.append
+        replaced = self.old.append
         grown = 0
         is_get, is_set, is_increment = m.GET, m.SET, m.INCREMENT
         absent, version_word, pack_new = ABSENT, _version_word, pack_head
@@ -441,9 +443,9 @@ class _Decided:
                 if made is None:
                     continue
                 new = made
-            self.keys.append(key)
-            self.records.append(new)
-            self.old.append(old)
+            changed_key(key)
+            changed_record(new)
+            replaced(old)
         self._table.bytes += grown
 
     def _one(
@@ -501,22 +503,27 @@ class _Decided:
         database = self._writer.database
         stream = self._core.stream
         entry = stream.entry()
+        keys, records = self.keys[:], self.records[:]  # the entry keeps them
         if self._rules.signs:
-            made = zip(self.keys, self.records, self.old, self._deltas, strict=True)
+            made = zip(keys, records, self.old, self._deltas, strict=True)
             for key, new, old, delta in made:
                 replaced = record.op_id_of(old)
                 stream.add((fx.SIGNED, database, key, new, replaced, replaced, delta))
         else:
-            last = record.op_id_of(self.records[-1])
+            last = record.op_id_of(records[-1])
             heads = record.heads(self.old)
-            stream.add((fx.RECORDS, database, last, self.keys, self.records, heads))
-            self._table.replaced(self.keys, self.old)
-        entry.changes.append(fx.RecordChange(database, self.keys, self.records))
-        self.keys, self.records, self.old, self._deltas = [], [], [], []
+            stream.add((fx.RECORDS, database, last, keys, records, heads))
+            self._table.replaced(keys, self.old)
+        entry.changes.append(fx.RecordChange(database, keys, records))
+        self._clear()
+
+    def _clear(self) -> None:
+        for column in (self.keys, self.records, self.old, self._deltas):
+            column.clear()
 
     def put_back(self) -> None:
         """Undoes all that was stored, last first; only the refusals remain as answers."""
         for key, old in zip(reversed(self.keys), reversed(self.old), strict=True):
             self._table.replace(key, None if old is ABSENT else old)
-        self.keys, self.records, self.old, self._deltas = [], [], [], []
+        self._clear()
         self.answers = [answer if _is_refusal(answer) else None for answer in self.answers]
