@@ -1,14 +1,25 @@
 """The bytes of a database's files: NunDB's keys and values, and our rows beside them.
 
-    keys file     length u64 | key | version i32 | value address u64      version -1: removed
+    keys file     length u64 | key | version i32 | value address u64      version -1: removed, -2: in conflict
     values file   length u64 | value | status i32 (0)                     append only
+                  length u64 | tail | status i32 (1)                      right behind a value, see below
     rows file     one row of 24 bytes for each record of the keys file, in the same order:
                   offset u64 of that record | head 12 bytes | CRC-32 u32
 
 Little endian. The head is that of the packed record (nun/core/record.py: version word, op id), so a tombstone keeps its
 version here while the keys file says -1. A row whose head is zeros is free: its key was dropped, and may come back to
-it. The CRC covers the whole record of the keys file and the packed record (head and value), so that a changed byte of
-any of the three is found.
+it. The CRC covers the whole record of the keys file and the packed record (head, tail and value), so that a changed
+byte of any of the three is found.
+
+A SPECIAL record is head, tail and value. A plain tombstone is its row alone: version -1, address 0. Any other has two
+records in the values file: its value (empty where it has none), then its tail. The keys file points at the value:
+
+    signed, with a value         its version   address
+    in conflict, with a value    -2            address
+    any other: no value          -1            address + 1: 0 goes on meaning that there is nothing
+
+NunDB looks nowhere else, so it never sees a tail; what it reads at address + 1, and drops, is an empty text as well.
+The head of a key in conflict that was absent before has op id 0 and the SPECIAL bit: that bit tells it from a free row.
 """
 
 from __future__ import annotations
@@ -20,6 +31,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, repeat
+from mmap import mmap
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -36,7 +48,9 @@ ROW_TAIL_OFFSET: Final = 8
 KEY_BYTES: Final = LENGTH.size + KEY_TAIL.size  # of a keys record beside its key
 VALUE_BYTES: Final = LENGTH.size + STATUS.size  # of a values record beside its value
 REMOVED: Final = -1
+IN_CONFLICT: Final = -2
 STATUS_OK: Final = bytes(STATUS.size)
+STATUS_TAIL: Final = STATUS.pack(1)
 
 KEYS: Final = "keys"
 VALUES: Final = "values"
@@ -51,6 +65,7 @@ _STEM_BYTES_MAX: Final = 200  # a file name has room for 255, our longest ending
 crc32 = zlib.crc32
 _value_of = itemgetter(slice(record.HEAD_BYTES, None))
 _flags_of = itemgetter(3)  # 0x80 and more: SPECIAL
+_TOMBSTONE_TAIL: Final = bytes([record.TOMBSTONE_KIND])
 
 
 @lru_cache(maxsize=256)
@@ -143,10 +158,54 @@ def encode(
     return Encoded(b"".join(in_keys), joined, rows)
 
 
-def packed_of(op_id: int, word: int, value: bytes) -> bytes:
-    """The packed record of a row that is not free."""
+def encode_special(key: bytes, packed: bytes, values_offset: int) -> tuple[bytes, bytes]:
+    """What a SPECIAL record adds to the keys file, and to the values file at this offset: nothing for a tombstone."""
+    if packed[record.HEAD_BYTES :] == _TOMBSTONE_TAIL:
+        return keys_record(key, REMOVED, 0), b""
+    begin = record.offset_of_value(packed)
+    tail = packed[record.HEAD_BYTES : begin]
+    in_values = values_record(packed[begin:]) + LENGTH.pack(len(tail)) + tail + STATUS_TAIL
+    if not record.is_live(packed):
+        return keys_record(key, REMOVED, values_offset + 1), in_values
+    conflict = record.is_in_conflict(packed)
+    version = IN_CONFLICT if conflict else record.version_of(packed)
+    return keys_record(key, version, values_offset), in_values
+
+
+def is_free(word: int, op_id: int) -> bool:
+    """Whether a row with this head is that of a dropped key."""
+    return not word and not op_id
+
+
+def address_of_special(version: int, address: int) -> int:
+    """Where the two values records of a SPECIAL record begin, by what the keys file says; -1 of a plain tombstone."""
+    return address - 1 if version == REMOVED else address
+
+
+def packed_of(word: int, op_id: int, version: int, address: int, values: bytes | mmap) -> bytes:
+    """The packed record of a row that is not free, its checksum not looked at.
+
+    Raises ValueError, OverflowError or struct.error where the values file has no such record.
+    """
     head: bytes = record.pack_head(word, op_id)
-    return head + (value if word < record.SPECIAL else bytes([record.TOMBSTONE_KIND]))
+    if word < record.SPECIAL:
+        return head + _held(values, address, STATUS_OK)[0]
+    address = address_of_special(version, address)
+    if address < 0:
+        return head + _TOMBSTONE_TAIL
+    value, tail_at = _held(values, address, STATUS_OK)
+    return head + _held(values, tail_at, STATUS_TAIL)[0] + value
+
+
+def _held(values: bytes | mmap, address: int, status: bytes) -> tuple[bytes, int]:
+    """What a values record holds, and where the next one begins."""
+    begin = address + LENGTH.size
+    end = begin + LENGTH.unpack_from(values, address)[0]
+    after = end + STATUS.size
+    if values[end:after] != status:
+        expected = STATUS.unpack(status)[0]
+        raise ValueError(f"the values record at {address} does not end in status {expected}")
+    return values[begin:end], after
 
 
 def all_live(records: Sequence[bytes]) -> bool:

@@ -2,10 +2,14 @@
 
     magic 8 bytes | length u32 | CRC-32 u32 | msgpack
 
-    NAME-nun.data.side   "NUNSIDE1"   one database's snapshot: number, name, position, how much of the files counts, the
+    NAME-nun.data.side   "NUNSIDE1" or "NUNSIDE2"
+                                     one database's snapshot: number, name, position, how much of the files counts, the
                                      redo plan of its updates in place, the generation of files it names
     nun.state            "NUNSTAT1"   [all state but records (NodeState.dump), {database: seq}]: up to which entry the
                                      files of each database are complete, when that is more than its side file says
+
+A side file says format 2 as long as its files may hold records with tails (storage/layout.py), and 1 where they do not:
+a program that knows only those refuses the one as too new, and goes on with the other.
 
 Each is written beside its old version, synced, and renamed: the rename is the commit.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,7 +27,8 @@ from nun.core.state import NodeState
 from nun.errors import DamagedFile, FormatTooNew, StorageError, WireError
 from storage.disk import Disk, File
 
-SIDE_MAGIC: Final = b"NUNSIDE1"
+SIDE_MAGICS: Final = (b"NUNSIDE1", b"NUNSIDE2")  # of format 1, 2
+FORMAT_WITH_TAILS: Final = 2
 STATE_MAGIC: Final = b"NUNSTAT1"
 STATE: Final = "nun.state"
 _HEAD = struct.Struct("<8sII")
@@ -36,10 +42,11 @@ class Side:
         number, name: of the database.
         seq: the last entry that this snapshot holds.
         keys_bytes, values_bytes, rows: how much of each file counts; what lies behind is not there.
-        live_values_bytes: of values_bytes, how much live records point at.
+        live_values_bytes: of values_bytes, how much belongs to records: their values, and their tails.
         free_rows: rows of dropped keys.
         generation: counts reclaims; files that a reclaim made bear it until they are renamed.
         plan: updates in place that belong to this snapshot: (kind of file, offset, bytes); doing them twice is fine.
+        format: FORMAT_WITH_TAILS once a record with a tail was written, until a reclaim finds none; the magic says it.
     """
 
     number: int
@@ -52,6 +59,7 @@ class Side:
     free_rows: int = 0
     generation: int = 0
     plan: list[tuple[str, int, bytes]] = field(default_factory=list)
+    format: int = 1
 
     def body(self) -> bytes:
         return pack(
@@ -72,13 +80,15 @@ class Side:
 
 def read_side(disk: Disk, name: str) -> Side:
     """Reads a side file. Raises DamagedFile, FormatTooNew."""
-    body = _read(disk, name, SIDE_MAGIC)
+    format, body = _read(disk, name, SIDE_MAGICS)
     try:
-        return _side_of(unpack(body))
+        side = _side_of(unpack(body))
     except (WireError, AttributeError, TypeError, ValueError) as error:
         raise DamagedFile(
             name, _HEAD.size, f"expected a side file's ten fields: {error}"
         ) from error
+    side.format = format
+    return side
 
 
 def _side_of(fields: Any) -> Side:
@@ -114,7 +124,7 @@ def read_state(disk: Disk) -> tuple[NodeState, dict[int, int]] | None:
     """State and positions of the last snapshot; None when there was none. Raises DamagedFile, FormatTooNew."""
     if not disk.exists(STATE):
         return None
-    body = _read(disk, STATE, STATE_MAGIC)
+    _, body = _read(disk, STATE, (STATE_MAGIC,))
     try:
         match unpack(body):
             case [list() as dumped, dict() as seqs]:
@@ -131,24 +141,26 @@ def state_bytes(state: NodeState, seqs: dict[int, int]) -> bytes:
 
 def side_bytes(side: Side) -> bytes:
     """The content of a side file."""
-    return _framed(SIDE_MAGIC, side.body())
+    return _framed(SIDE_MAGICS[side.format - 1], side.body())
 
 
 def _framed(magic: bytes, body: bytes) -> bytes:
     return _HEAD.pack(magic, len(body), zlib.crc32(body)) + body
 
 
-def _read(disk: Disk, name: str, magic: bytes) -> bytes:
+def _read(disk: Disk, name: str, magics: Sequence[bytes]) -> tuple[int, bytes]:
+    """Format and body of a file; `magics` are those of format 1 and up."""
+    expected = " or ".join(magic.decode() for magic in magics)
     data = bytes(disk.view(name))
-    if len(data) < _HEAD.size or data[: len(magic) - 1] != magic[:-1]:
-        raise DamagedFile(name, 0, f"expected a file that begins with {magic.decode()}")
+    if len(data) < _HEAD.size or data[: len(magics[0]) - 1] != magics[0][:-1]:
+        raise DamagedFile(name, 0, f"expected a file that begins with {expected}")
     found, length, crc = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
     if len(body) != length or zlib.crc32(body) != crc:
         raise DamagedFile(name, _HEAD.size, "the checksum does not match")
-    if found != magic:
-        raise FormatTooNew(f"{name} is of format {found!r}, expected {magic!r}")
-    return body
+    if found not in magics:
+        raise FormatTooNew(f"{name} is of format {found!r}, expected {expected}")
+    return magics.index(found) + 1, body
 
 
 def replace(disk: Disk, name: str, content: bytes) -> None:

@@ -109,7 +109,7 @@ def read_records(disk: Disk, side: Side) -> dict[bytes, bytes]:
     tail_bytes = layout.KEY_TAIL.size
     special = record.SPECIAL
     status_ok = layout.STATUS_OK
-    tombstone_tail = bytes([record.TOMBSTONE_KIND])
+    over_absent = record.in_conflict(record.ABSENT)
     end = 0
     number = -1
     try:
@@ -125,18 +125,23 @@ def read_records(disk: Disk, side: Side) -> dict[bytes, bytes]:
                 packed = pack_head(word, op_id) + values[address + 8 : value_end]
                 if values[value_end : value_end + 4] != status_ok:
                     raise _bad_row(side, number, "the status of its value is not 0")
-            elif op_id:
-                packed = pack_head(word, op_id) + tombstone_tail
+            elif word >= special:
+                version, address = tail_at(keys, key_end)
+                packed = layout.packed_of(word, op_id, version, address, values)
+                if not op_id and packed != over_absent:
+                    raise _bad_row(
+                        side, number, "it has op id 0 and is not in conflict over nothing"
+                    )
             elif word:
                 raise _bad_row(side, number, "it is free and has a version")
             else:
                 packed = b""
             if crc32(packed, crc32(keys[offset:end])) != crc:
                 raise _bad_row(side, number, "the checksum does not match")
-            if op_id:
+            if packed:
                 records[key] = packed
     except (IndexError, ValueError, OverflowError, struct.error) as error:
-        raise _bad_row(side, number, f"it points outside of the files ({error})") from error
+        raise _bad_row(side, number, f"it does not lead to a record ({error})") from error
     if end != side.keys_bytes:
         raise DamagedFile(
             layout.file_name(side.name, layout.KEYS), end, f"expected to end at {side.keys_bytes}"

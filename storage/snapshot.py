@@ -20,6 +20,7 @@ I3  The log is needed from the lowest position of all databases and the state on
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -373,12 +374,12 @@ class Snapshots:
         row_at = row * layout.ROW.size
         offset, word, op_id, _ = layout.ROW.unpack(files[layout.ROWS].read(row_at, layout.ROW.size))
         tail_at = offset + layout.LENGTH.size + len(key)
-        if op_id and word < record.SPECIAL:
+        free = layout.is_free(word, op_id)
+        if not free:
             tail = files[layout.KEYS].read(tail_at, layout.KEY_TAIL.size)
-            address = layout.KEY_TAIL.unpack(tail)[1]
-            length = files[layout.VALUES].read(address, layout.LENGTH.size)
-            side.live_values_bytes -= layout.LENGTH.unpack(length)[0] + layout.VALUE_BYTES
-        side.free_rows += (packed is None) - (op_id == 0)
+            version, address = layout.KEY_TAIL.unpack(tail)
+            side.live_values_bytes -= _values_bytes(files[layout.VALUES], word, version, address)
+        side.free_rows += (packed is None) - free
         in_keys, row_tail = appended.change(key, packed)
         side.plan.append((layout.KEYS, tail_at, in_keys[-layout.KEY_TAIL.size :]))
         side.plan.append((layout.ROWS, row_at + layout.ROW_TAIL_OFFSET, row_tail))
@@ -454,21 +455,17 @@ class Snapshots:
             if key in overlay:
                 continue
             offset, word, op_id, crc = layout.ROW.unpack_from(table, row * layout.ROW.size)
-            if not op_id:
+            if layout.is_free(word, op_id):
                 continue
             end = offset + layout.KEY_BYTES + len(key)
-            address = layout.KEY_TAIL.unpack_from(keys, end - layout.KEY_TAIL.size)[1]
-            value = b""
-            if word < record.SPECIAL:
-                length = layout.LENGTH.unpack_from(values, address)[0]
-                value = values[address + 8 : address + 8 + length]
-            packed = layout.packed_of(op_id, word, value)
-            if layout.checksum(keys[offset:end], packed) != crc:
-                raise DamagedFile(
-                    layout.file_name(side.name, layout.ROWS),
-                    row * layout.ROW.size,
-                    f"record {row}: the checksum does not match",
-                )
+            try:
+                version, address = layout.KEY_TAIL.unpack_from(keys, end - layout.KEY_TAIL.size)
+                packed = layout.packed_of(word, op_id, version, address, values)
+                if layout.checksum(keys[offset:end], packed) != crc:
+                    raise ValueError("the checksum does not match")
+            except (ValueError, OverflowError, struct.error) as error:
+                name = layout.file_name(side.name, layout.ROWS)
+                raise DamagedFile(name, row * layout.ROW.size, f"record {row}: {error}") from error
             yield key, packed
 
     def _write_metadata(self, side: Side) -> None:
@@ -485,6 +482,22 @@ _COUNTS: Final = {
     layout.VALUES: "values_bytes",
     layout.ROWS: "rows",
 }
+
+
+def _values_bytes(values: File, word: int, version: int, address: int) -> int:
+    """How much of the values file a record takes of which the row and the keys file say this."""
+
+    def size_at(address: int) -> int:
+        length: int = layout.LENGTH.unpack(values.read(address, layout.LENGTH.size))[0]
+        return length + layout.VALUE_BYTES
+
+    if word < record.SPECIAL:
+        return size_at(address)
+    address = layout.address_of_special(version, address)
+    if address < 0:
+        return 0
+    size = size_at(address)
+    return size + size_at(address + size)
 
 
 class _Appended:
@@ -527,22 +540,25 @@ class _Appended:
         side.rows += 1
 
     def change(self, key: bytes, packed: bytes | None) -> tuple[bytes, bytes]:
-        """Appends the value of a record; returns the record of the keys file and the end of its row."""
+        """Appends what a record has in the values file; returns the record of the keys file and the end of its row."""
         if packed is None:
             in_keys = layout.keys_record(key, layout.REMOVED, 0)
             return in_keys, layout.ROW_TAIL.pack(0, 0, layout.checksum(in_keys, b""))
+        side = self._side
         word, op_id = record.unpack_head(packed)
         if word < record.SPECIAL:
-            side = self._side
             in_values = layout.values_record(packed[record.HEAD_BYTES :])
             in_keys = layout.keys_record(key, word, side.values_bytes)
+        else:
+            in_keys, in_values = layout.encode_special(key, packed, side.values_bytes)
+            if in_values:
+                side.format = manifest.FORMAT_WITH_TAILS
+        size = len(in_values)
+        if size:
             self._parts[layout.VALUES].append(in_values)
-            size = len(in_values)
             side.values_bytes += size
             side.live_values_bytes += size
             self.size += size
-        else:
-            in_keys = layout.keys_record(key, layout.REMOVED, 0)
         return in_keys, layout.ROW_TAIL.pack(word, op_id, layout.checksum(in_keys, packed))
 
     def write(self, files: dict[str, File]) -> None:

@@ -262,6 +262,22 @@ BUGS: tuple[Bug, ...] = (
         _LOG,
     ),
     Bug(
+        "tail-not-counted",
+        "a record that is replaced gives back its value, and the bytes of its tail count for ever",
+        "storage/snapshot.py",
+        "    return size + size_at(address + size)\n",
+        "    return size\n",
+        ("tests/unit/storage/test_snapshot.py",),
+    ),
+    Bug(
+        "conflict-taken-for-a-free-row",
+        "a key that was absent and is in conflict is lost when the files are written anew",
+        "storage/layout.py",
+        "    return not word and not op_id\n",
+        "    return not op_id\n",
+        ("tests/property/test_snapshot_life.py",),
+    ),
+    Bug(
         "plan-not-carried-out",
         "recovery forgets the updates that a committed snapshot had planned",
         "storage/base.py",

@@ -21,6 +21,7 @@ from storage.recovery import load
 from storage.snapshot import Snapshots
 from tests.support.core_driver import replay
 from tests.support.sim_disk import Crashed, SimDisk
+from tests.support.snapshots import every_kind
 
 SEGMENT = 1 << 14
 NAMES = ("a", "b", "ünï", "x/" * 60)
@@ -77,9 +78,12 @@ class Life:
         version = self.random.randint(1, 9)
         self.op_id += TICK
         chance = self.random.random()
-        if chance < 0.55:
-            value = b"v" * self.random.choice([0, 3, 3, 700])
+        value = b"v" * self.random.choice([0, 3, 3, 700])
+        if chance < 0.35:
             return (fx.PUT, database, self.op_id, version, 0, key, value)
+        if chance < 0.6:
+            packed = self.random.choice(every_kind(version, self.op_id, value))
+            return (fx.RECORDS, database, self.op_id, [key], [packed], bytes(12))
         if chance < 0.8:
             return (fx.TOMBSTONE, database, self.op_id, version, 0, key)
         return (fx.DROP, database, [key])

@@ -31,6 +31,7 @@ from storage.oplog import LogReader, Oplog
 from storage.recovery import load
 from storage.snapshot import Snapshots
 from tests.support.sim_disk import Crashed, SimDisk
+from tests.support.snapshots import KINDS, every_kind
 
 SEGMENT = 1 << 14
 HEAD_BYTES = 12
@@ -41,6 +42,7 @@ HOWS = ["done", "not_done", "torn"]
 keys = st.sampled_from(KEYS)
 some_keys = st.lists(keys, min_size=1, max_size=6, unique=True)
 values = st.sampled_from([b"", b"v", b"other", b"w" * 300, b"x" * 5000])
+kinds = st.integers(0, KINDS - 1)
 picks = st.integers(0, 5)
 versions = st.integers(1, 1000)
 crashes = st.none() | st.tuples(st.integers(1, 40), st.sampled_from(HOWS), st.integers(0, 9))
@@ -132,7 +134,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     def write_many(self, pick: int, chosen: list[bytes], value: bytes) -> None:
         number, records = self.database(pick)
         absent = bytes(HEAD_BYTES)
-        plain = [key for key in chosen if key not in records or record.is_live(records[key])]
+        plain = [key for key in chosen if key not in records or records[key][3] < 0x80]
         assume(plain)
         heads = b"".join(records.get(key, absent)[:HEAD_BYTES] for key in plain)
         first = self.next_op_id(len(plain))
@@ -145,23 +147,14 @@ class SnapshotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.numbers)
     @rule(
         pick=picks,
-        changes=st.lists(st.tuples(keys, st.none() | values), min_size=1, max_size=6),
+        changes=st.lists(st.tuples(keys, kinds, values), min_size=1, max_size=6),
         version=versions,
     )
-    def change_many(
-        self, pick: int, changes: list[tuple[bytes, bytes | None]], version: int
-    ) -> None:
-        """A mixed batch: a key may stand in it twice, and the later record counts."""
+    def change_many(self, pick: int, changes: list[tuple[bytes, int, bytes]], version: int) -> None:
+        """A mixed batch of all kinds of records: a key may stand in it twice, and the later record counts."""
         number, records = self.database(pick)
-        packed = []
-        for _, value in changes:
-            op_id = self.next_op_id()
-            packed.append(
-                record.tombstone(version, op_id)
-                if value is None
-                else record.live(version, op_id, value)
-            )
-        chosen = [key for key, _ in changes]
+        packed = [every_kind(version, self.next_op_id(), value)[kind] for _, kind, value in changes]
+        chosen = [key for key, _, _ in changes]
         heads = bytes(HEAD_BYTES * len(changes))
         self.put((fx.RECORDS, number, self.op_id - TICK, chosen, packed, heads))
         records.update(zip(chosen, packed, strict=True))

@@ -11,6 +11,7 @@ import pytest
 
 from nun.codec import pack
 from nun.core import effects as fx
+from nun.core import record
 from nun.core.clock import TICK
 from nun.position import Position
 from storage.oplog import LogReader, Oplog
@@ -19,6 +20,28 @@ from storage.snapshot import Snapshots
 from tests.support.sim_disk import Crashed, SimDisk
 
 SEGMENT = 1 << 14
+SIGNATURE = record.Signature(1_700_000_000_123, 40, b"mary", 7, ((5 * TICK, 1_700_000_000_000),))
+
+
+def every_kind(version: int, op_id: int, value: bytes) -> list[bytes]:
+    """One record of every kind: with a value or removed, signed or not, in conflict over each of these and nothing."""
+    plain = [
+        record.live(version, op_id, value),
+        record.tombstone(version, op_id),
+        record.signed(version, op_id, SIGNATURE, value),
+        record.signed(version, op_id, SIGNATURE, None),
+    ]
+    return plain + [record.in_conflict(packed) for packed in (*plain, record.ABSENT)]
+
+
+KINDS = len(every_kind(1, 1, b""))
+
+
+def values_bytes(packed: bytes) -> int:
+    """What a record has in the values file: a record of the value, and one of the tail where there is such."""
+    if packed[3] < 0x80:
+        return len(packed)  # the twelve bytes beside a value are as many as those of the head
+    return 0 if packed[12] == record.TOMBSTONE_KIND else len(packed) + 12
 
 
 class Node:
@@ -47,6 +70,16 @@ class Node:
         heads = bytes(12 * len(keys))
         self.put((fx.PUTS, number, self.op, heads, pack([keys, [value] * len(keys)])))
         self.op += len(keys) * TICK
+
+    def set_records(self, number: int, records: dict[bytes, bytes]) -> None:
+        heads = bytes(12 * len(records))
+        self.put((fx.RECORDS, number, self.op, list(records), list(records.values()), heads))
+        self.op += len(records) * TICK
+
+    def set_every_kind(self, number: int, value: bytes) -> None:
+        """Gives one key a record of each kind."""
+        records = every_kind(3, self.op, value)
+        self.set_records(number, {b"kind %d" % at: packed for at, packed in enumerate(records)})
 
     def take(self, databases: list[int] | None = None, reclaim: bool = False) -> None:
         for step in self.snapshots.take(databases, reclaim, self.seq):

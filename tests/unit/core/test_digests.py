@@ -11,6 +11,7 @@ from nun.core import digests, record
 from nun.position import Position
 from tests.support.replicas import Cluster, NodeDriver
 from tests.support.replicators import Cluster as Replicators
+from tests.support.snapshots import KINDS, every_kind
 from tests.unit.core.test_replicas import ask, reply_to, write
 
 
@@ -65,12 +66,13 @@ def test_a_check_covers_what_came_before_it_however_long_it_takes(
     assert made_by(replica) == expected == made_by(cluster.primary)
 
 
-def test_a_record_that_differs_shows(cluster: Cluster) -> None:
+@pytest.mark.parametrize("kind", range(KINDS))
+def test_a_record_that_differs_shows(cluster: Cluster, kind: int) -> None:
     client = cluster.primary.client()
     write(client, m.SET, 1, "a", "1", None)
     cluster.carry()
     table = cluster.replicas[0].core.tables[1]
-    table.replace(b"a", record.live(1, record.op_id_of(table.records[b"a"]), b"2"))
+    table.replace(b"a", every_kind(1, record.op_id_of(table.records[b"a"]), b"2")[kind])
     write(client, m.CHECK)
     cluster.carry()
     first, second, third = map(made_by, cluster.nodes)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from nun.codec import pack
 from nun.core import effects as fx
+from nun.core import record
 from nun.core.clock import TICK
 from nun.position import Position
 from storage import copying, directory, layout, manifest, segment
 from storage.disk import RealDisk
 from storage.oplog import LogReader, Oplog
 from storage.snapshot import Snapshots
+from tests.support.snapshots import every_kind
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "DATA_FILES.md").read_text(encoding="utf-8")
 
@@ -23,6 +25,8 @@ DOCUMENT = (Path(__file__).parents[3] / "docs" / "DATA_FILES.md").read_text(enco
 def test_reading_by_hand_shows_what_a_snapshot_wrote(tmp_path: Path) -> None:
     disk = RealDisk(tmp_path)
     log = Oplog.open(disk, 1 << 16, 1 << 20)
+    kinds = every_kind(3, 10 * TICK, b"held")
+    keys = [b"kind %d" % number for number in range(len(kinds))]
     entries = [
         [
             (fx.EPOCH, b"c" * 16, {1: ["node1", b"d" * 16, 1]}, 2),
@@ -30,6 +34,7 @@ def test_reading_by_hand_shows_what_a_snapshot_wrote(tmp_path: Path) -> None:
         ],
         [(fx.PUTS, 1, TICK, bytes(24), pack([["name", "color"], ["mary", "blue"]]))],
         [(fx.TOMBSTONE, 1, 9 * TICK, 2, 2 * TICK, b"color")],
+        [(fx.RECORDS, 1, 10 * TICK, keys, kinds, bytes(12 * len(kinds)))],
     ]
     for seq, effects in enumerate(entries, 1):
         position = Position(1, 1, 1, seq)
@@ -54,11 +59,16 @@ def test_reading_by_hand_shows_what_a_snapshot_wrote(tmp_path: Path) -> None:
     finally:
         os.chdir(before)
         log.close()
-    assert said.getvalue() == "name 1 b'mary'\n"
+    shown = ["name 1 b'mary'"]
+    for key, packed in zip(keys, kinds, strict=True):
+        if record.is_live(packed):
+            version = -2 if record.is_in_conflict(packed) else 3
+            shown.append(f"{key.decode()} {version} b'held'")
+    assert said.getvalue().splitlines() == shown
 
 
 def test_the_magics_and_sizes_that_it_names_are_those_of_the_code() -> None:
-    for magic in (manifest.SIDE_MAGIC, manifest.STATE_MAGIC, segment.MAGIC):
+    for magic in (*manifest.SIDE_MAGICS, manifest.STATE_MAGIC, segment.MAGIC):
         assert f"`{magic.decode()}`" in DOCUMENT
     assert "`NUNNODE1`" in DOCUMENT
     assert directory.NODE == "NODE"

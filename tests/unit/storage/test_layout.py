@@ -10,6 +10,7 @@ import pytest
 
 from nun.core import record
 from storage import layout
+from tests.support.snapshots import every_kind
 
 KEY, VALUE, OP_ID = b"k\xc3\xa9", b"mary", 0x0102030405060708
 
@@ -68,10 +69,64 @@ def test_only_records_with_values_go_in_bulk() -> None:
     assert not layout.all_live([live, tombstone])
 
 
-def test_a_row_gives_its_record_back() -> None:
-    for packed in (record.live(7, OP_ID, b"v"), record.tombstone(7, OP_ID)):
+def test_records_of_every_kind() -> None:
+    """Version and address in the keys file, and what stands in the values file, from byte 32 on."""
+    bare = record.Signature(5, 2, b"c", 1)
+    signature = "05 00000000000000 02000000 0100000000000000 00 63"
+    value = "0400000000000000 6d617279 00000000"
+    none = "0000000000000000 00000000"
+    live, removed = record.live(5, OP_ID, VALUE), record.tombstone(5, OP_ID)
+    signed, signed_removed = (record.signed(5, OP_ID, bare, given) for given in (VALUE, None))
+    expected = [
+        (removed, "ffffffff 0000000000000000", ""),
+        (
+            signed,
+            "05000000 2000000000000000",
+            f"{value} 1900000000000000 01 1600 {signature}",
+        ),
+        (
+            signed_removed,
+            "ffffffff 2100000000000000",
+            f"{none} 1900000000000000 02 1600 {signature}",
+        ),
+        (record.in_conflict(live), "feffffff 2000000000000000", f"{value} 0200000000000000 0300"),
+        (record.in_conflict(removed), "ffffffff 2100000000000000", f"{none} 0200000000000000 0304"),
+        (
+            record.in_conflict(signed),
+            "feffffff 2000000000000000",
+            f"{value} 1a00000000000000 0301 1600 {signature}",
+        ),
+        (
+            record.in_conflict(signed_removed),
+            "ffffffff 2100000000000000",
+            f"{none} 1a00000000000000 0302 1600 {signature}",
+        ),
+        (
+            record.in_conflict(record.ABSENT),
+            "ffffffff 2100000000000000",
+            f"{none} 0200000000000000 0305",
+        ),
+    ]
+    for packed, in_keys, in_values in expected:
+        ends = bytes.fromhex(in_values + ("01000000" if in_values else ""))
+        key = bytes.fromhex("0300000000000000 6bc3a9" + in_keys)
+        assert layout.encode_special(KEY, packed, 32) == (key, ends), packed
+
+
+def test_the_files_give_every_record_back() -> None:
+    for packed in every_kind(7, OP_ID, VALUE):
         word, op_id = record.unpack_head(packed)
-        assert layout.packed_of(op_id, word, b"v") == packed
+        if word < record.SPECIAL:
+            in_keys, in_values = layout.keys_record(KEY, word, 32), layout.values_record(VALUE)
+        else:
+            in_keys, in_values = layout.encode_special(KEY, packed, 32)
+        version, address = layout.KEY_TAIL.unpack(in_keys[-layout.KEY_TAIL.size :])
+        assert layout.packed_of(word, op_id, version, address, b"x" * 32 + in_values) == packed
+        assert not layout.is_free(word, op_id)
+        for at in range(32, 32 + len(in_values)):
+            with pytest.raises((ValueError, struct.error)):
+                layout.packed_of(word, op_id, version, address, (b"x" * 32 + in_values)[:at])
+    assert layout.is_free(0, 0)
 
 
 @pytest.mark.parametrize(

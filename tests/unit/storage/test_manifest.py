@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,15 @@ def test_a_side_file_comes_back() -> None:
     assert disk.content(NAME) == framed(b"NUNSIDE1", SIDE.body())
 
 
+def test_a_side_file_of_records_with_tails_is_of_format_2() -> None:
+    """A program that knows only format 1 would take such records for damage; it says that they are too new."""
+    side = replace(SIDE, format=manifest.FORMAT_WITH_TAILS)
+    disk = SimDisk()
+    manifest.replace(disk, NAME, manifest.side_bytes(side))
+    assert manifest.read_side(disk, NAME) == side
+    assert disk.content(NAME) == framed(b"NUNSIDE2", SIDE.body())
+
+
 def test_the_state_comes_back() -> None:
     disk = SimDisk()
     assert manifest.read_state(disk) is None
@@ -65,8 +75,8 @@ def test_every_cut_and_every_flipped_bit_is_found(name: str) -> None:
 
 def test_a_later_format_is_told_as_such() -> None:
     disk = SimDisk()
-    disk.put(NAME, framed(b"NUNSIDE2", SIDE.body()))
-    with pytest.raises(FormatTooNew, match="NUNSIDE2"):
+    disk.put(NAME, framed(b"NUNSIDE3", SIDE.body()))
+    with pytest.raises(FormatTooNew, match="NUNSIDE3"):
         manifest.read_side(disk, NAME)
     disk.put(manifest.STATE, framed(b"NUNSTAT2", b"x"))
     with pytest.raises(FormatTooNew, match="NUNSTAT2"):

@@ -64,6 +64,25 @@ def read(disk: SimDisk, name: str = "shop") -> dict[str, tuple[int, str]]:
     }
 
 
+def as_nundb_reads(disk: SimDisk, name: str) -> dict[str, tuple[int, str]]:
+    """NunDB's own way: key after key, and the text at every address, even of those that were removed."""
+    keys = disk.content(f"{name}-nun.data.keys")
+    values = disk.content(f"{name}-nun.data.values")
+    found = {}
+    at = 0
+    while at < len(keys):
+        (length,) = struct.unpack_from("<Q", keys, at)
+        key = keys[at + 8 : at + 8 + length].decode()
+        version, address = struct.unpack_from("<iQ", keys, at + 8 + length)
+        at += 20 + length
+        (size,) = struct.unpack_from("<Q", values, address)
+        assert address + 8 + size <= len(values), key
+        value = values[address + 8 : address + 8 + size].decode()
+        if version != -1:
+            found[key] = (version, value)
+    return found
+
+
 class TestReading:
     def test_golden_bytes(self) -> None:
         disk = SimDisk()
@@ -287,6 +306,33 @@ class TestDefectsOfNunDB:
         node.take()
         recovered(node.disk)
         assert self.value(node, "a") is None
+
+    @pytest.mark.parametrize("reclaim", [False, True])
+    def test_nundb_finds_values_and_conflicts_of_every_kind_of_record(self, reclaim: bool) -> None:
+        node = self.node()
+        node.set_every_kind(1, b"was")
+        node.take()
+        node.set_every_kind(1, "été".encode())
+        node.take(reclaim=reclaim)
+        found = as_nundb_reads(node.disk, "shop")
+        assert (found.pop("a"), found.pop("b")) == ((1, "first"), (1, "first"))
+        expected = {}
+        for key, packed in load(node.disk, LogReader(node.disk)).tables[1].items():
+            if record.is_live(packed) and key.startswith(b"kind"):
+                expected[key.decode()] = (-2 if record.is_in_conflict(packed) else 3, "été")
+        assert len(expected) == 4
+        assert found == expected
+
+    def test_a_conflict_of_ours_stays_one_and_without_our_files_it_is_normalised(self) -> None:
+        node = self.node()
+        conflicting = record.in_conflict(record.live(7, node.op, b"kept"))
+        node.set_records(1, {b"a": conflicting})
+        node.take()
+        assert recovered(node.disk).tables[1][b"a"] == conflicting
+        foreign = SimDisk()
+        for kind in ("keys", "values"):
+            foreign.put(f"shop-nun.data.{kind}", node.disk.content(f"shop-nun.data.{kind}"))
+        assert read(foreign) == {"a": (1, "kept"), "b": (1, "first")}
 
     def test_nundb_can_read_what_we_wrote(self) -> None:
         """Our keys, values and metadata are still in its layouts, removed keys included."""

@@ -10,23 +10,26 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
 from nun.errors import DamagedFile, StorageError
+from storage import layout
 from storage.base import finish, read_base
 from storage.oplog import LogReader
 from storage.recovery import load
 from storage.snapshot import Snapshots
 from tests.support.sim_disk import SimDisk
-from tests.support.snapshots import Node, recovered, view
+from tests.support.snapshots import Node, every_kind, recovered, view
 
 KINDS = ("keys", "values", "rows")
 
 
 def shop() -> Node:
-    """A database with dead values, a tombstone, a dropped key and an empty value."""
+    """A database with dead values, records of every kind, a dropped key and an empty value."""
     node = Node(SimDisk())
     node.create(1, "shop")
     node.set_many(1, ["a", "bb", "ccc", "gone"], "first")
+    node.set_every_kind(1, b"old")
     node.take()
     node.set_many(1, ["a", "bb"], "")
+    node.set_every_kind(1, b"new")
     node.put((fx.TOMBSTONE, 1, node.op, 2, 0, b"ccc"), (fx.DROP, 1, [b"gone"]))
     node.op += TICK
     node.take()
@@ -107,6 +110,29 @@ def test_a_flipped_byte_of_keys_and_rows_is_found_though_a_plan_is_carried_out_a
             pass
 
 
+def test_a_row_of_op_id_0_is_free_or_a_conflict_over_nothing() -> None:
+    """Whatever else has such a head is damage, though its checksum is right."""
+    over_nothing = record.in_conflict(record.ABSENT)
+    written = [packed for version in (0, 1) for packed in every_kind(version, 1, b"value")]
+    written.append(record.pack_head(record.SPECIAL | 1, 1) + over_nothing[12:])
+    loaded = 0
+    for packed in written:
+        node = Node(SimDisk())
+        node.create(1, "shop")
+        node.set_records(1, {b"k": packed})
+        node.take()
+        head = record.pack_head(record.unpack_head(packed)[0], 0)
+        crc = layout.checksum(node.disk.content(file("keys")), head + packed[12:])
+        node.disk.put(file("rows"), bytes(8) + head + crc.to_bytes(4, "little"))
+        if packed == over_nothing:
+            assert view(recovered(node.disk))["shop"] == {b"k": over_nothing}
+            loaded += 1
+        else:
+            with pytest.raises(DamagedFile, match="record 0"):
+                recovered(node.disk)
+    assert loaded == 2
+
+
 def test_records_swapped_between_two_keys_are_found() -> None:
     """Each of them is whole; their places are not theirs."""
     node = Node(SimDisk())
@@ -141,7 +167,7 @@ def test_side_files_without_state_and_log_are_not_an_empty_node() -> None:
     node.disk.remove("nun.state")
     for name in node.disk.names("oplog"):
         node.disk.remove(f"oplog/{name}")
-    with pytest.raises(DamagedFile, match="the files hold 5"):
+    with pytest.raises(DamagedFile, match="the files hold 7"):
         recovered(node.disk)
 
 

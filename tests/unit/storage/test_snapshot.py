@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 
 import pytest
 
 from nun.core import effects as fx
+from nun.core import record
 from nun.core.clock import TICK
+from nun.errors import DamagedFile
 from storage import layout, snapshot
 from storage.oplog import LogReader
 from storage.recovery import load
 from storage.snapshot import Snapshots
 from tests.support.sim_disk import Crashed, SimDisk
-from tests.support.snapshots import Node, crash_everywhere, nundb_files, recovered, view
+from tests.support.snapshots import (
+    KINDS,
+    Node,
+    crash_everywhere,
+    every_kind,
+    nundb_files,
+    recovered,
+    values_bytes,
+    view,
+)
 
 
 def two_databases() -> Node:
@@ -43,12 +55,15 @@ class TestCrashes:
         def prepare() -> SimDisk:
             node = two_databases()
             node.create(3, "dropped")
+            node.set_every_kind(1, b"first")
             node.take()
             node.put((fx.DROP_DATABASE, 3))
             node.set_many(1, ["a", "c"], "later")
+            node.set_every_kind(1, b"later")
             node.set_many(2, ["a"], "later")
             node.create(4, "new")
             node.set_many(4, ["x"], "y")
+            node.set_every_kind(4, b"y")
             return node.disk
 
         crash_everywhere(prepare, lambda disk: drain(disk, chosen, reclaim))
@@ -103,8 +118,10 @@ class TestCrashes:
         """What a crash left must not get into the next snapshot."""
 
         node = two_databases()
+        node.set_every_kind(1, b"first")
         node.take()
         node.set_many(1, ["b", "c"], "w" * 50)
+        node.set_every_kind(1, b"later")
         truth = loaded(node)
         for call in range(1, 40):
             disk = node.disk.kill()
@@ -123,8 +140,10 @@ class TestFailures:
     def test_a_full_disk_at_every_byte(self, reclaim: bool) -> None:
         """The snapshot fails, `open` puts it in order, and with room the next one works."""
         node = two_databases()
+        node.set_every_kind(1, b"first")
         node.take()
         node.set_many(1, ["b", "c"], "w" * 90)
+        node.set_every_kind(1, b"later")
         node.create(3, "three")
         truth = loaded(node)
         failed = 0
@@ -270,24 +289,78 @@ class TestWork:
 
     def test_counts_stay_right_over_all_changes(self) -> None:
         """What the side file counts is what its files have."""
-        rng = random.Random(7)
+        seed = random.SystemRandom().getrandbits(32)
+        print(f"seed {seed}")
+        rng = random.Random(seed)
         node = Node(SimDisk())
         node.create(1, "shop")
-        for _ in range(60):
-            key = rng.choice("abcde")
-            if rng.random() < 0.5:
-                node.set_many(1, [key], "v" * rng.randrange(5))
-            elif rng.random() < 0.5:
-                node.put((fx.TOMBSTONE, 1, node.op, 2, 0, key.encode()))
-                node.op += TICK
+        truth: dict[bytes, bytes] = {}
+        for _ in range(120):
+            key = rng.choice([b"a", b"b", b"c", b"d", b"e"])
+            if rng.random() < 0.8:
+                truth[key] = rng.choice(every_kind(2, node.op, b"v" * rng.randrange(5)))
+                node.set_records(1, {key: truth[key]})
             else:
-                node.put((fx.DROP, 1, [key.encode()]))
+                truth.pop(key, None)
+                node.put((fx.DROP, 1, [key]))
             node.take(reclaim=rng.random() < 0.1)
-            table = loaded(node)["shop"]
-            live = [packed[12:] for packed in table.values() if packed[3] < 0x80]
+            check_files(node, truth)
+
+    @pytest.mark.parametrize("reclaim", [False, True])
+    def test_every_kind_of_record_becomes_every_other(self, reclaim: bool) -> None:
+        node = Node(SimDisk())
+        node.create(1, "shop")
+        truth: dict[bytes, bytes] = {}
+        for value in (b"old", b"newer"):
+            changed, dropped = {}, []
+            for first, last in itertools.product(range(KINDS + 1), repeat=2):
+                kind = first if value == b"old" else last
+                key = b"%d to %d" % (first, last)
+                if kind < KINDS:
+                    changed[key] = every_kind(2, node.op, value)[kind]
+                else:
+                    dropped.append(key)
+            node.set_records(1, changed)
+            node.put((fx.DROP, 1, dropped))
+            truth = {key: packed for key, packed in truth.items() if key not in dropped} | changed
+            node.take(reclaim=reclaim and value != b"old")
+            check_files(node, truth)
             counts = node.snapshots.describe()["databases"]["shop"]
-            assert counts["rows"] - counts["free_rows"] == len(table)
-            assert counts["live_values_bytes"] == sum(len(v) + layout.VALUE_BYTES for v in live)
+        assert (counts["values_bytes"] > counts["live_values_bytes"]) != reclaim
+
+    def test_files_with_tails_are_not_for_programs_that_know_none(self) -> None:
+        """Such a program refuses format 2; as soon as it could read the files again, it may."""
+        node = Node(SimDisk())
+        node.create(1, "shop")
+        node.set_many(1, ["a", "b"], "v")
+        node.put((fx.TOMBSTONE, 1, node.op, 2, 0, b"a"))
+        for reclaim in (False, True):
+            node.take(reclaim=reclaim)
+            assert node.disk.content("shop-nun.data.side").startswith(b"NUNSIDE1")
+        node.op += TICK
+        node.set_records(1, {b"a": record.in_conflict(record.ABSENT)})
+        node.take()
+        node.put((fx.DROP, 1, [b"a"]))
+        node = Node(node.disk)
+        node.take()
+        assert node.disk.content("shop-nun.data.side").startswith(b"NUNSIDE2")
+        node.take(reclaim=True)
+        assert node.disk.content("shop-nun.data.side").startswith(b"NUNSIDE1")
+
+    def test_a_reclaim_refuses_a_record_that_was_changed(self) -> None:
+        """It reads the files again; what does not match must not get a new checksum."""
+        node = Node(SimDisk())
+        node.create(1, "shop")
+        node.set_every_kind(1, b"value")
+        node.take()
+        content = node.disk.content("shop-nun.data.values")
+        for at in range(len(content)):
+            disk = node.disk.kill()
+            again = Node(disk)
+            flipped = content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
+            disk.put("shop-nun.data.values", flipped)
+            with pytest.raises(DamagedFile, match=r"shop-nun\.data\.rows"):
+                again.take(reclaim=True)
 
     def test_a_dropped_database_leaves_no_file(self) -> None:
         node = two_databases()
@@ -297,6 +370,14 @@ class TestWork:
         assert report.dropped == 1
         assert not [name for name in node.disk.names() if name.startswith("one-")]
         assert list(view(recovered(node.disk))) == ["two"]
+
+
+def check_files(node: Node, truth: dict[bytes, bytes]) -> None:
+    """The files hold these records, and their counts are those of them."""
+    assert loaded(node)["shop"] == truth
+    counts = node.snapshots.describe()["databases"]["shop"]
+    assert counts["rows"] - counts["free_rows"] == len(truth)
+    assert counts["live_values_bytes"] == sum(map(values_bytes, truth.values()))
 
 
 def _steps(node: Node) -> list[object]:
