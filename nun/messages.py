@@ -145,25 +145,25 @@ STORAGE: Final = 109  # writer: [109, ticket, {oplog and snapshot state}]
 UNSETTLED: Final = 110  # writer: [110, full: bool, bytes]     the log holds more than it should that no majority has
 
 # op_acks too (network ROUTER <-> conflict manager DEALER):
-MANAGER_UP: Final = 160  # manager: [160]               wants to know what is in conflict
+MANAGER_UP: Final = 220  # manager: [220]               wants to know what is in conflict
 CONFLICTS_ARE: Final = (
-    161  # network: [161, [[database, key, entries, deadline], ...]]   all keys, oldest first
+    221  # network: [221, [[database, key, entries, deadline], ...]]   all keys, oldest first
 )
-CONFLICT_IS: Final = 162  # network: [162, database, key, entries, deadline, closed]
+CONFLICT_IS: Final = 222  # network: [222, database, key, entries, deadline, closed]
 #   how many entries an arbiter is to be asked about, 0: none; closed: whether some were closed just now
 CLAIM_WANTED: Final = (
-    163  # network: [163, ticket, arbiter, database, patience_ms, lease_ms, attempt, [key, ...]]
+    223  # network: [223, ticket, arbiter, database, patience_ms, lease_ms, attempt, [key, ...]]
 )
 #   the keys are those that this arbiter may not have
 OFFER: Final = (
-    164  # manager: [164, ticket, database, key or nil, attempt]    nil: nothing came up in time
+    224  # manager: [224, ticket, database, key or nil, attempt]    nil: nothing came up in time
 )
-CLAIM_RELEASED: Final = 165  # network: [165, arbiter, database, key, attempt]
-ARBITER_GONE: Final = 166  # network: [166, arbiter]
-CLAIM_CHECK: Final = 167  # network: [167, ticket, database, key, attempt]
-CLAIM_IS: Final = 168  # manager: [168, ticket, good: bool]
-EXPIRE: Final = 169  # manager: [169, database, key]   some of its entries have waited too long
-ARBITERS_ARE: Final = 170  # manager: [170, [[database, how many], ...]]
+CLAIM_RELEASED: Final = 225  # network: [225, arbiter, database, key, attempt]
+ARBITER_GONE: Final = 226  # network: [226, arbiter]
+CLAIM_CHECK: Final = 227  # network: [227, ticket, database, key, attempt]
+CLAIM_IS: Final = 228  # manager: [228, ticket, good: bool]
+EXPIRE: Final = 229  # manager: [229, database, key]   some of its entries have waited too long
+ARBITERS_ARE: Final = 230  # manager: [230, [[database, how many], ...]]
 
 # control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
 CHILD_UP: Final = 120  # child: [120, name, pid]
