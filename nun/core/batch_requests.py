@@ -413,7 +413,10 @@ class _Decided:
             op_id += TICK
             old = get(key, absent)
             if kind == is_get:
-                answer(record.shown(old) if old is not absent else None)
+                if old is absent:
+                    answer(None)
+                else:
+                    answer(old if old[3] < 0x80 else record.shown(old))
                 continue
             word: int = version_word(old)[0]
             if old is absent or word >= VERSION_MAX or careful:

@@ -205,7 +205,7 @@ class Conflicts:
                 return record.tombstone(version, write.op_id)
             return record.live(version, write.op_id, value)
         ancestors: tuple[tuple[int, int], ...] = ()
-        if old is not ABSENT:
+        if old is not ABSENT and rules.of(write.key) == OLDER:
             before = stamp_of(old)
             known = record.signature_of(old)
             ancestors = ((before.op_id, before.at_ms), *(known.ancestors if known else ()))

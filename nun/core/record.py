@@ -27,6 +27,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import repeat
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -59,6 +60,8 @@ _SIGNATURE = struct.Struct(
 )  # at, bound, request, how many ancestors; then these, then the client id
 _ANCESTOR = struct.Struct("<Qq")
 _LENGTH = struct.Struct("<H")
+_SIGNED = bytes([SIGNED_KIND])
+_SIGNED_TOMBSTONE = bytes([SIGNED_TOMBSTONE_KIND])
 
 
 class Signature(NamedTuple):
@@ -106,10 +109,17 @@ def tombstone(version: int, op_id: int) -> bytes:
 
 def signed(version: int, op_id: int, signature: Signature, value: bytes | None) -> bytes:
     """A record that holds a value (None: a tombstone) and says whose it is."""
-    kind = SIGNED_TOMBSTONE_KIND if value is None else SIGNED_KIND
-    body = signature.pack()
     head = pack_head(version | SPECIAL, op_id)
-    return head + bytes([kind]) + _LENGTH.pack(len(body)) + body + (value or b"")
+    if value is None:
+        return head + _SIGNED_TOMBSTONE + packed_signature(signature)
+    return head + _SIGNED + packed_signature(signature) + value
+
+
+@lru_cache(maxsize=16)
+def packed_signature(signature: Signature) -> bytes:
+    """A signature and its length; a batch has the same one for all its records."""
+    body = signature.pack()
+    return _LENGTH.pack(len(body)) + body
 
 
 def in_conflict(old: bytes) -> bytes:
