@@ -35,6 +35,8 @@ ROWS: Final = {
     12: ("watchers", "hot_prefix"),
     13: ("replicas", "acked_by_all"),
     14: ("replicas", "lag_and_catching_up"),
+    17: ("conflicts", "costs"),
+    18: ("conflicts", "queues"),
 }
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
 PROFILE: Final = """\
