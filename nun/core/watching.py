@@ -197,7 +197,7 @@ class DatabaseGroups:
         by_key = self._by_key
         if by_key:
             hit = {key for keys in touched for key in by_key.keys() & set(keys)}
-            for key in hit:
+            for key in sorted(hit):  # a set of bytes has another order in each process
                 found += by_key[key]
         return [group for group in found if group.members]
 

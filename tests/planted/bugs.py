@@ -425,8 +425,8 @@ BUGS: tuple[Bug, ...] = (
         "late-write-judged-as-new",
         "a write that is proposed again wins over what it has not seen",
         "nun/core/items.py",
-        '        return "it was made on a record that has been replaced since"\n',
-        '        return ""\n',
+        "        return operation.base != record.op_id_of(old) and (bool(operation.base) or alive)\n",
+        "        return False\n",
         _STORIES,
     ),
     Bug(
@@ -459,8 +459,8 @@ BUGS: tuple[Bug, ...] = (
         "notice-to-nobody",
         "the writer of a losing write is not told",
         "nun/core/ledger.py",
-        "        entry = core.stream.add((fx.NOTICE, item.client_id, op_id, notice))\n",
-        "        entry = core.stream.add((fx.NOTICE, b'', op_id, notice))\n",
+        "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
+        "        pending = core.stream.add((fx.NOTICE, b'', write.op_id, notice))\n",
         _LIVES,
     ),
     Bug(

@@ -1,19 +1,22 @@
 """The ledger in the end: it balances, and whoever lost a write was told (P7).
 
-L1  A losing write has one entry and one notice in the history; a write that stands in it has none.
-L2  Entry and notice name a write that was asked for, and its client; of one write of a key one entry at most.
+L1  Entry and notice name a write that was asked for, and its client; of one write of a key one entry at most. A write
+    that stands in the ledger holds no key.
+L2  Who was told that its write is done, and has lost it since, has one notice; so has everyone whose write waited.
 L3  Whoever listens has been told of each of its own, unless it was acknowledged before.
+L4  Every node counts the same; the primary's queues are those of the history.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nun.core import effects as fx
-from nun.core.access import CONFLICT_PREFIX
+from nun.core import ledger, record
+from nun.core.keyspace import CONFLICT_PREFIX
+from tests.simulation.model import OPEN, Model
 from tests.simulation.process import Failed
 
 
@@ -23,42 +26,64 @@ def notices_of(effects: Iterable[Any]) -> Counter[tuple[str, int]]:
 
 
 def check_ledger(
-    writes: Sequence[Any], effects: Iterable[Any], changes: Iterable[Any], clients: Sequence[Any]
+    writes: Sequence[Any], model: Model, changes: Iterable[Any], clients: Sequence[Any]
 ) -> None:
     """L1 to L3."""
     asked = {(write.client, write.number): write for write in writes}
     known = {write.client for write in writes}  # others ask by hand, in stories
-    notices = notices_of(effects)
-    entries: dict[tuple[str, int], dict[str, Any]] = {}
-    won: set[tuple[str, int]] = set()
+    acked = {op_id for write in writes for op_id in write.acked.values() if write.ending == "done"}
+    won = {
+        (change.key.decode(), change.op_id)
+        for change in changes
+        if not change.made and not change.key.startswith(CONFLICT_PREFIX)
+    }
     requests: set[tuple[Any, ...]] = set()
-    for change in changes:
-        key = change.key.decode()
-        if not change.key.startswith(CONFLICT_PREFIX):
-            won.add((key, change.op_id))
-            continue
-        told = json.loads(change.value)
+    for told in model.entries.values():
         client = bytes.fromhex(told["client_id"]).decode()
         request = (client, told["request"], told["key"])
         write = asked.get(request[:2])
         if client in known and (write is None or told["key"] not in write.keys):
-            raise Failed(f"P7: nobody asked for what entry {key} tells of: {told}")
-        if (client, told["op_id"]) in entries or request in requests:
+            raise Failed(f"P7: nobody asked for what an entry tells of: {told}")
+        if request in requests:
             raise Failed(f"P7: two entries for one write: {told}")
-        if key != f"{CONFLICT_PREFIX.decode()}{told['key']}_{told['op_id']}":
-            raise Failed(f"P7: entry {key} tells of another write: {told}")
-        entries[client, told["op_id"]] = told
         requests.add(request)
-    if set(entries) != set(notices) or any(count != 1 for count in notices.values()):
-        raise Failed(f"P7: entries {sorted(entries)}, notices {sorted(notices.items())}")
-    for _, op_id in entries:
-        key = entries[_, op_id]["key"]
-        if (key, op_id) in won:
-            raise Failed(f"P7: {key} holds the write with op id {op_id}, and the ledger too")
+        wrote = (told["key"], told["op_id"])
+        if wrote in won and told["state"] != "decided":
+            raise Failed(f"P7: {told['key']} holds a write that the ledger has too: {told}")
+        count = model.notices[client, told["op_id"]]
+        waited = told["state"] in ("resolved", "expired") or "result" in told
+        if told["state"] == OPEN or not (waited or wrote in won or told["op_id"] in acked):
+            expected = (0,) if told["state"] == OPEN else (0, 1)
+        else:
+            expected = (1,)
+        if client and count not in expected:
+            raise Failed(f"P7: {client} has {count} notices, expected {expected}, of {told}")
     for client in clients:
-        missing = unheard(client, notices)
+        missing = unheard(client, model.notices)
         if missing:
             raise Failed(f"P7: {client.name} was not told of {missing}")
+
+
+def check_counts(model: Model, database: int, nodes: Iterable[Any]) -> None:
+    """L4"""
+    states = Counter(
+        told["state"]
+        for place, told in model.entries.items()
+        if place[0] == database and record.is_live(model.records[place])
+    )
+    queues = {key: queue for (where, key), queue in model.queues.items() if where == database}
+    for node in nodes:
+        core = node.network.core
+        found = ledger.count(core)
+        expected = {state: states[state] for state in ledger.STATES}
+        if found != {"opened": sum(expected.values()), **expected}:
+            raise Failed(f"P7: {node.name} counts {found}, the history has {expected}")
+        held = {
+            key: [one.op_id for one in queue.entries]
+            for key, queue in core.conflicts.queues.get(database, {}).items()
+        }
+        if held != (queues if core.decides else {}):
+            raise Failed(f"P7: {node.name} has the queues {held}, the history {queues}")
 
 
 def unheard(client: Any, notices: Iterable[tuple[str, int]]) -> list[int]:

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from actors.conflicts import ConflictManager
 from actors.network import Network
 from actors.replicator import Replicator
 from actors.writer import Writer
@@ -80,7 +81,7 @@ class Node:
         self.up = True
         self.starts += 1
         self._generation += 1
-        names = ["writer", "network", *(["replicator"] if self.clustered else [])]
+        names = ["writer", "network", "conflicts", *(["replicator"] if self.clustered else [])]
         self.world.rng.shuffle(names)
         for name in names:
             self._start_in(name, self.world.between(1 * MS, 20 * MS))
@@ -200,6 +201,11 @@ class Node:
         return None if process is None else process.actor
 
     @property
+    def manager(self) -> Any:
+        process = self.processes.get("conflicts")
+        return None if process is None else process.actor
+
+    @property
     def replicator(self) -> Any:
         process = self.processes.get("replicator")
         return None if process is None else process.actor
@@ -250,4 +256,5 @@ _MAKERS: Final[Mapping[str, Callable[[Child], Any]]] = {
     "writer": _writer,
     "network": Network,  # type: ignore[dict-item]
     "replicator": _Replicator,
+    "conflicts": ConflictManager,  # type: ignore[dict-item]
 }

@@ -30,6 +30,7 @@ class Change:
     replaced: int | None  # None: not told
     value: bytes | None  # None: removed
     delta: int | None = None
+    made: bool = False  # by the primary itself: an entry of the ledger, what a resolution came to
 
 
 def changes_of(position: Position, effects: list[fx.Effect]) -> list[Change]:
@@ -56,14 +57,27 @@ def changes_of(position: Position, effects: list[fx.Effect]) -> list[Change]:
             _, database, _, keys, records, replaced_heads = effect
             for i, (key, packed) in enumerate(zip(keys, records, strict=True)):
                 replaced = op_id_of(replaced_heads[12 * i : 12 * i + 12])
-                value = None if packed[3] >= 0x80 else packed[12:]
                 found.append(
-                    Change(position, database, key, op_id_of(packed[:12]), replaced, value)
+                    Change(position, database, key, op_id_of(packed), replaced, value_in(packed))
                 )
+        elif kind == fx.SIGNED:
+            _, database, key, packed, replaced, _, delta = effect
+            op_id = op_id_of(packed)
+            found.append(Change(position, database, key, op_id, replaced, value_in(packed), delta))
+        elif kind == fx.MADE and not effect[5]:
+            _, database, _, keys, records, _ = effect
+            for key, packed in zip(keys, records, strict=True):
+                op_id, value = op_id_of(packed), value_in(packed)
+                found.append(Change(position, database, key, op_id, None, value, None, True))
     return found
 
 
 op_id_of = record.op_id_of
+
+
+def value_in(packed: bytes) -> bytes | None:
+    """The value of a record, None where it has none."""
+    return record.value_of(packed) if record.is_live(packed) else None
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """One process of a simulated node: a loop on virtual time, and the means that a child gets from its surroundings.
 
-What runs in it is the real actor (actors/network.py, actors/writer.py, actors/replicator.py). It gets a simulated
-context, loop, disk, clock, threads and source of chance in place of the real ones; `installed` puts those in the
-places where the actors look for them.
+What runs in it is the real actor (actors/network.py, actors/writer.py, actors/replicator.py, actors/conflicts.py). It
+gets a simulated context, loop, disk, clock, threads and source of chance in place of the real ones; `installed` puts
+those in the places where the actors look for them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.simulation.world import MS, SECOND, Event, World
 from tests.support.sim_disk import Crashed
 
 _MANY_TURNS: Final = 10_000
+_MANAGER_TICK_S: Final = 0.1
 _present: list[World] = []  # the world that runs, while one does
 
 
@@ -425,6 +426,7 @@ _MODULES: Final = (
     "actors.replicator",
     "actors.snapshotting",
     "actors.keeping",
+    "actors.conflicts",
     "storage.snapshot",
     "storage.directory",
     "storage.copying",
@@ -453,6 +455,8 @@ def installed(here: World) -> Iterator[None]:
             for name, value in _SEAMS.items():
                 if hasattr(module, name):
                     put(module, name, value)
+        # Half as often as in truth: a tick of a manager that has nothing to do costs much of a seed's time.
+        put(importlib.import_module("actors.conflicts"), "TICK_S", _MANAGER_TICK_S)
         oplog = importlib.import_module("storage.oplog").Oplog
         function = oplog.open.__func__
         changed = tuple(

@@ -6,7 +6,7 @@ R2  A majority read shows what no change of primary takes back (P3), and on one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,25 @@ class _Order:
         return max(found, default=0)
 
 
-def check_reads(reads: Sequence[Read], history: list[Position], decoded: Any, lost: bool) -> None:
-    """R1 and R2, once all is at rest. `lost`: a promotion was forced, so that what was settled may be gone."""
+def check_reads(
+    reads: Sequence[Read],
+    history: list[Position],
+    decoded: Any,
+    lost: bool,
+    unsure: Collection[str] = (),
+) -> None:
+    """R1 and R2, once all is at rest.
+
+    Args:
+        lost: a promotion was forced, so that what was settled may be gone.
+        unsure: keys whose removal was shown for a while by the node that took it, and then did not win.
+    """
     order = _Order(history, decoded)
     here = set(history)
     seen: dict[tuple[str, str], list[tuple[int, int]]] = {}  # node, key -> (answered, where)
     for read in sorted(reads, key=lambda read: read.began):
+        if not read.op_id and not read.majority and read.key in unsure:
+            continue
         # Nothing shown: it may be any time before the key was first written, or where it was last removed.
         shown = (
             order.of.get((read.key, read.op_id)) if read.op_id else order.removed.get(read.key, 0)

@@ -22,13 +22,15 @@ from nun.config import (
     StorageConfig,
 )
 from nun.core import effects as fx
+from nun.core import record
 from nun.core.ledger import CONFLICT_PREFIX
 from nun.position import Position
 from storage.oplog import LogReader
 from storage.recovery import load
 from tests.simulation.client import Client, outcome
 from tests.simulation.faults import Faults
-from tests.simulation.ledger import check_ledger, notices_of, unheard
+from tests.simulation.ledger import check_counts, check_ledger, notices_of, unheard
+from tests.simulation.model import Model
 from tests.simulation.node import Clock, Node
 from tests.simulation.oracle import Change, Oracle
 from tests.simulation.process import Failed, installed
@@ -334,21 +336,30 @@ class Simulation:
         changes = [
             change for position in history for change in self.oracle.decoded.get(position, ())
         ]
-        told = self.ledger(records)
+        model = Model()
+        for position in history:
+            model.take(position, self.oracle.effects[position])
+        told = {entry["op_id"] for entry in model.entries.values()}
         told |= self._aliases(history, told)
         self._check_acknowledged(changes, told)
         check_exactly_once(self.writes, changes, told)
         values = {
-            key.decode(): record[12:].decode()
-            for key, record in records.items()
-            if record[3] < 0x80 and not key.startswith(b"$")
+            key.decode(): record.value_of(packed).decode()
+            for key, packed in records.items()
+            if record.is_live(packed) and not key.startswith(b"$")
         }
         check_elements(self.writes, values, told)
         database = primary.network.core.state.database_named(DATABASE).number
         effects = [each for position in history for each in self.oracle.effects[position]]
         check_requests(effects)
-        check_ledger(self.writes, effects, changes, self.clients)
-        check_reads(self.reads, history, self.oracle.decoded, self.oracle.forced)
+        check_ledger(self.writes, model, changes, self.clients)
+        check_counts(model, database, self.nodes.values())
+        if {
+            key: packed for (where, key), packed in model.records.items() if where == database
+        } != records:
+            raise Failed("P4: the records are not what the effects of the history come to")
+        removals = {told["key"] for told in model.entries.values() if told["kind"] == "remove"}
+        check_reads(self.reads, history, self.oracle.decoded, self.oracle.forced, removals)
         for watcher in self.watchers:
             for life in watcher.lives:
                 check_watch(self.oracle, life, history, database)

@@ -291,6 +291,8 @@ def check_exactly_once(writes: list[Write], changes: list[Any], told: set[int]) 
     """No value was written twice, and counters hold the sum of what was added."""
     seen: dict[bytes, int] = {}
     for change in changes:
+        if change.made:  # an entry of the ledger, or what several writes came to
+            continue
         if change.value is not None and change.delta is None and b":" in change.value:
             before = seen.setdefault(change.value, change.op_id)
             if before != change.op_id:

@@ -1,0 +1,316 @@
+"""A plain model of records, queues and the ledger, fed with the effects of one history; it fails where they disagree.
+
+It is told what was decided, entry by entry, and works out by itself what may follow from that:
+
+M1  A client's write replaces what the key holds, one version on at least, and never touches a key in conflict.
+M2  A key goes in conflict over what it holds, with one entry; it is in conflict exactly while it has open entries, and
+    these are one chain by `previous`.
+M3  Entries are closed from the oldest on: by a resolution those that it names, of the record that it was shown, and
+    the increments next to them; by an expiry those that are due, as the fallback says. The value is what they come to.
+M4  Over a whole conflict the version goes up by one; between, it stays.
+M5  An entry that was opened or closed stays so; one notice for its writer comes with the end, and none before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nun import messages as m
+from nun.codec import unpack
+from nun.core import effects as fx
+from nun.core import record
+from nun.core.keyspace import CONFLICT_PREFIX
+from nun.core.ledger import hidden_bytes
+from nun.core.record import ABSENT
+from nun.core.strategies import Rules, rules_of, stamp_of
+from nun.position import Position
+from tests.simulation.oracle import changes_of, value_in
+from tests.simulation.process import Failed
+
+OPEN = "open"
+Key = tuple[int, bytes]
+
+
+@dataclass
+class Closing:
+    """A record of a key in conflict was replaced: entries are being closed."""
+
+    key: Key
+    op_id: int
+    before: bytes
+    after: bytes
+    named: list[int] | None  # None: nobody resolved it, it expired
+    argument: bytes | None
+    closed: list[int] = field(default_factory=list)
+
+
+class Model:
+    """See the module's docstring.
+
+    Attributes:
+        records: what each key holds.
+        queues: the open entries of each key in conflict.
+        entries: the ledger, and what it held before it was cleaned: (database, place) -> the entry as it last was.
+        closings: every closing there was.
+        notices: (client, op id) -> times.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[Key, bytes] = {}
+        self.queues: dict[Key, list[int]] = {}
+        self.entries: dict[Key, dict[str, Any]] = {}
+        self.closings: list[Closing] = []
+        self.notices: Counter[tuple[str, int]] = Counter()
+        self.rules: dict[int, Rules] = {}
+        self._at = Position(0, 0, 0, 0)
+        self._closing: Closing | None = None
+        self._resolved: fx.Effect | None = None
+        self._touched: set[Key] = set()
+
+    def entry(self, database: int, key: bytes, op_id: int) -> dict[str, Any]:
+        """The entry of a losing write."""
+        return self.entries[database, b"%s%s_%d" % (CONFLICT_PREFIX, key, op_id)]
+
+    def fail(self, promise: str, text: str) -> None:
+        raise Failed(f"{promise}: entry {self._at}: {text}")
+
+    # Entries
+
+    def take(self, position: Position, effects: Sequence[fx.Effect]) -> None:
+        """The next entry of the history."""
+        self._at = position
+        for effect in effects:
+            kind = effect[0]
+            if kind == fx.MADE:
+                self._made(effect)
+                continue
+            if kind == fx.NOTICE:
+                self._notice(effect)
+                continue
+            self._close()
+            if kind == fx.DATABASE:
+                options = {_text(name): _plain(value) for name, value in effect[3].items()}
+                self.rules[effect[1]] = rules_of(options, {})
+            elif kind == fx.RESOLVED:
+                self._resolved = effect
+            elif kind == fx.LOST:
+                self._lost(effect)
+            elif kind == fx.DROP:
+                for key in effect[2]:
+                    if record.is_live(self.records.pop((effect[1], key), ABSENT)):
+                        self.fail("P1", f"{key!r} is dropped, and lives")
+            else:
+                self._written(effect)
+        self._close()
+        for key in self._touched:
+            if record.is_in_conflict(self.records.get(key)) != bool(self.queues.get(key)):
+                self.fail(
+                    "P7",
+                    f"{key} has open entries {self.queues.get(key)} and is {self.records.get(key)!r}",
+                )
+        self._touched.clear()
+
+    def _written(self, effect: fx.Effect) -> None:
+        """M1"""
+        told = changes_of(self._at, [effect])
+        made = [
+            (change.database, key, new)
+            for change in fx.record_changes((effect,))
+            for key, new in zip(change.keys, change.records, strict=True)
+        ]
+        for change, (database, key, new) in zip(told, made, strict=True):
+            place = (database, key)
+            old = self.records.get(place, ABSENT)
+            if place in self.queues:
+                self.fail("P7", f"{key!r} is in conflict, and is written by op id {change.op_id}")
+            if change.replaced != record.op_id_of(old):
+                self.fail(
+                    "P1",
+                    f"op id {change.op_id} of {key!r} says that it replaced {change.replaced}, "
+                    f"and the key held {record.op_id_of(old)}",
+                )
+            if record.version_of(new) <= record.version_of(old):
+                self.fail("P1", f"{key!r} goes from {old!r} to {new!r}")
+            self.records[place] = new
+
+    # Conflicts
+
+    def _made(self, effect: fx.Effect) -> None:
+        _, database, _, keys, records, silent = effect
+        for key, new in zip(keys, records, strict=True):
+            place = (database, key)
+            if key.startswith(CONFLICT_PREFIX):
+                self._ledger(place, new)
+                continue
+            self._close()
+            self._touched.add(place)
+            old = self.records.get(place, ABSENT)
+            if silent:
+                if place in self.queues or new != record.in_conflict(old):
+                    self.fail("P7", f"{key!r} goes in conflict from {old!r} to {new!r}")
+                self.queues[place] = []
+            else:
+                self._begin_closing(place, old, new)
+            self.records[place] = new
+
+    def _lost(self, effect: fx.Effect) -> None:
+        _, database, kind, key, argument, _, op_id, _, _ = effect
+        queue = self.queues.get((database, key), [])
+        if queue[-1:] != [op_id]:
+            self.fail("P7", f"{op_id} lost on {key!r}, whose queue is {queue}")
+        entry = self.entry(database, key, op_id)
+        kinds = {m.SET: "set", m.REMOVE: "remove", m.INCREMENT: "increment"}
+        if (kinds[kind], argument) != (entry["kind"], hidden_bytes(entry["value"])):
+            self.fail("P7", f"{effect} is not what its entry says: {entry}")
+
+    def _ledger(self, place: Key, new: bytes) -> None:
+        """An entry of the ledger is made, closed or cleaned."""
+        known = self.entries.get(place)
+        standing = record.is_live(self.records.get(place))
+        self.records[place] = new
+        if not record.is_live(new):
+            if not standing or known is None or known["state"] == OPEN:
+                self.fail("P7", f"{place[1]!r} is cleaned, it was {known}")
+            return
+        told = json.loads(record.value_of(new))
+        key = (place[0], hidden_bytes(told["key"]))
+        if place[1] != b"%s%s_%d" % (CONFLICT_PREFIX, key[1], told["op_id"]):
+            self.fail("P7", f"{place[1]!r} tells of another write: {told}")
+        self.entries[place] = told
+        if not standing:
+            if told["state"] != OPEN:
+                return
+            queue = self.queues.get(key)
+            if queue is None or told["previous"] != (queue[-1] if queue else 0):
+                self.fail("P7", f"{told} joins the queue {queue}")
+            else:
+                queue.append(told["op_id"])
+            return
+        if known is None or known["state"] != OPEN or told["state"] == OPEN:
+            self.fail("P7", f"{place[1]!r} was {known} and becomes {told}")
+        closing = self._closing
+        if closing is None or closing.key != key or told.get("result") != closing.op_id:
+            self.fail("P7", f"{told} is closed, and nothing closes it: {closing}")
+        else:
+            closing.closed.append(told["op_id"])
+
+    def _begin_closing(self, place: Key, old: bytes, new: bytes) -> None:
+        if not self.queues.get(place):
+            self.fail("P7", f"{place} is resolved, and is not in conflict")
+        named, argument = None, None
+        if self._resolved is not None:
+            _, database, key, kind, argument, shown, named, op_id = self._resolved
+            self._resolved = None
+            if (database, key) != place or op_id != record.op_id_of(new):
+                self.fail("P7", f"a resolution of {key!r} by {op_id} makes {new!r} of {place}")
+            if shown != record.op_id_of(old):
+                self.fail("P7", f"{key!r}: a resolution was shown {shown}, and it holds {old!r}")
+            argument = argument if kind == m.SET else None
+        op_id = record.op_id_of(new)
+        self._closing = Closing(place, op_id, record.beneath(old), new, named, argument)
+        self.closings.append(self._closing)
+
+    def _close(self) -> None:
+        """All entries that were to be closed are: M3 and M4."""
+        closing, self._closing = self._closing, None
+        if self._resolved is not None:
+            self.fail("P7", f"{self._resolved} closed nothing")
+        if closing is None:
+            return
+        database, key = closing.key
+        queue = self.queues[closing.key]
+        count = len(closing.closed)
+        if not count or closing.closed != queue[:count]:
+            self.fail("P7", f"{key!r} with the queue {queue}: closed are {closing.closed}")
+        value = self._value_of(closing)
+        if value != value_in(closing.after):
+            self.fail("P7", f"{closing} comes to {value!r}")
+        rest = queue[count:]
+        if rest and self.entry(database, key, rest[0])["kind"] == "increment":
+            self.fail("P7", f"{key!r}: increment {rest[0]} waits for nobody")
+        version = record.version_of(closing.before) + (not rest)
+        if record.version_of(closing.after) != version:
+            self.fail("P7", f"{closing} leaves {rest}: expected version {version}")
+        if rest:
+            self.queues[closing.key] = rest
+        else:
+            del self.queues[closing.key]
+
+    def _value_of(self, closing: Closing) -> bytes | None:
+        database, key = closing.key
+        entries = [self.entry(database, key, op_id) for op_id in closing.closed]
+        if closing.named is None:
+            due = sum(
+                entry["state"] == "expired" or entry["decider"] == "timeout" for entry in entries
+            )
+            value = self._fallen_back(database, closing.before, entries)
+            if due != len(entries):
+                self.fail("P7", f"{closing}: expired with {entries}")
+            return value
+        count = len(closing.named)
+        if closing.closed[:count] != closing.named:
+            self.fail("P7", f"{closing}: closed others than it names")
+        if any(entry["state"] != "resolved" for entry in entries[:count]):
+            self.fail("P7", f"{closing}: expected to be resolved: {entries[:count]}")
+        value = closing.argument
+        for entry in entries[count:]:
+            value = self._added(value, entry)
+        return value
+
+    def _fallen_back(
+        self, database: int, before: bytes, entries: list[dict[str, Any]]
+    ) -> bytes | None:
+        fallback = self.rules[database].fallback
+        value = value_in(before)
+        best = (stamp_of(before).at_ms, record.op_id_of(before))
+        waits = True
+        for entry in entries:
+            stamp = (entry["at"], entry["op_id"])
+            if entry["kind"] == "increment":
+                value = self._added(value, entry)
+            elif fallback != "keep" and (stamp > best) == (fallback == "newer"):
+                value, best = hidden_bytes(entry["value"]), stamp
+            waits = waits and entry["kind"] == "increment"
+        return value
+
+    def _added(self, value: bytes | None, entry: dict[str, Any]) -> bytes | None:
+        if entry["kind"] != "increment":
+            self.fail("P7", f"{entry} was closed, and nobody had named it")
+        text = (value or b"0").decode()
+        if not text.lstrip("+-").isdigit():
+            if entry["state"] != "refused":
+                self.fail("P7", f"{entry} was added to {text!r}")
+            return value
+        if entry["state"] == "refused":
+            self.fail("P7", f"{entry} could be added to {text!r}")
+        return b"%d" % (int(text) + int(entry["value"]))
+
+    def _notice(self, effect: fx.Effect) -> None:
+        """M5"""
+        _, client, op_id, notice = effect
+        told = unpack(notice)
+        self.notices[client.decode(), op_id] += 1
+        if self.notices[client.decode(), op_id] > 1:
+            self.fail("P7", f"{client!r} is told twice of {op_id}")
+        places = [place for place in self.entries if place[1] == told.get(b"entry")]
+        if not places:
+            self.fail("P7", f"{told} is about no entry")
+        entry = self.entries[places[0]]
+        if entry["state"] == OPEN or entry["state"] != told[b"state"].decode():
+            self.fail("P7", f"{told} tells what the ledger does not: {entry}")
+        if entry["client_id"] != client.hex() or entry["op_id"] != op_id:
+            self.fail("P7", f"{client!r} is told of the write of another: {entry}")
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_text(name): _text(each) for name, each in value.items()}
+    return _text(value)
