@@ -41,17 +41,24 @@ from nun.errors import (
     VersionConflict,
     WireError,
 )
+from nun.merge import REMOVED
 from nun.position import Position
 from nun.version import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
     from nun.client.aio import AsyncClient
+    from nun.client.arbiters import Arbiter
+    from nun.client.conflicts import Conflict
+    from nun.client.notices import Outcome
     from nun.client.results import Entry, Event, Result
     from nun.client.sync import Client
 
 _LOADED_LATER = {
     "AsyncClient": "nun.client.aio",
+    "Arbiter": "nun.client.arbiters",
     "Client": "nun.client.sync",
+    "Conflict": "nun.client.conflicts",
+    "Outcome": "nun.client.notices",
     "Entry": "nun.client.results",
     "Event": "nun.client.results",
     "Result": "nun.client.results",
@@ -59,6 +66,7 @@ _LOADED_LATER = {
 
 __all__ = [
     "AsyncClient",
+    "Arbiter",
     "AuthError",
     "BadRequest",
     "BatchError",
@@ -67,6 +75,7 @@ __all__ = [
     "Client",
     "Compacted",
     "ConfigError",
+    "Conflict",
     "ConflictPending",
     "ConnectionLost",
     "DamagedFile",
@@ -83,9 +92,11 @@ __all__ = [
     "NotServing",
     "NunError",
     "OutcomeExpired",
+    "Outcome",
     "Overloaded",
     "PermissionDenied",
     "Position",
+    "REMOVED",
     "ReadOnly",
     "RequestError",
     "Result",

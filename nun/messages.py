@@ -70,7 +70,8 @@ CLAIM: Final = 36  # [36, token, number, floor, database, arbiter, patience_ms, 
 RESOLVE: Final = (
     37  # [37, token, number, floor, database, key, kind, value, shown, op_ids, attempt]
 )
-#   kind: SET or REMOVE; shown: op id of the record; op_ids: of the entries that it closes; attempt 0: without a claim
+#   kind: SET or REMOVE; shown: op id of the record, 0: none; op_ids: of the entries that it closes
+#   attempt 0: without a claim
 RELEASE: Final = 38  # [38, token, number, floor, database, arbiter, key, attempt]
 #   gives a claim back; an empty key: all of them
 CONFLICTS: Final = 39  # [39, token, number, database, state or nil, key or nil, limit, after]

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from nun.client import operations as ops
+from nun.client.aio_arbiters import AsyncArbitrated, AsyncWaiting
 from nun.client.aio_watch import AsyncWatch
 from nun.client.batch import Operations
 from nun.client.levels import LEVEL_SHARE, Ack, ack_of, level_of, view_of
@@ -27,9 +28,9 @@ from nun.client.results import DatabaseInfo, Entries, Entry, Lazy, Result
 from nun.client.session import RESEND_AFTER_S, Session
 from nun.client.settings import Settings
 from nun.client.sync import SNAPSHOT_TIMEOUT_S
-from nun.client.values import UNSET, Decoding, condition_of
+from nun.client.values import TEXT, UNSET, Decoding, condition_of
 from nun.client.watches import CREDIT_DEFAULT, WatchState
-from nun.errors import BatchError, ConnectionLost
+from nun.errors import BatchError, ConflictPending, ConnectionLost
 from nun.position import Position
 
 _TICK_S = 0.02  # timers closer together than this are one
@@ -219,7 +220,7 @@ class _Port:
         finished.clear()
 
 
-class AsyncClient:
+class AsyncClient(AsyncWaiting):
     """A client of a node, for one event loop; any number of requests may be under way. See `Client` for its arguments.
 
     It greets the node at the first request, or on `async with`.
@@ -245,22 +246,47 @@ class AsyncClient:
         seconds = self._timeout if timeout is None else timeout
         if ack is not None:
             request.ack = ack_of(ack, seconds * LEVEL_SHARE)
-        return await self._port.run(request, seconds)
+        try:
+            return await self._port.run(request, seconds)
+        except (ConflictPending, BatchError) as failure:
+            self.attach(failure, request)
+            raise
+
+    def _watch(self, grant: Grant, key: bytes) -> AsyncWatch:
+        """A watch of one key, whatever it looks like."""
+        return AsyncWatch(self, WatchState(grant, key, None, CREDIT_DEFAULT, TEXT), None)
+
+    def _again(self) -> AsyncClient:
+        """Another connection to the same nodes, as a client of its own."""
+        known = self._settings
+        return AsyncClient(
+            known.addresses,
+            known.user,
+            known.password,
+            None,
+            self._timeout,
+            known.server_key,
+            known.decoding.name,
+        )
 
     async def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
         """Runs a write of one key; its result can be waited for."""
         result: Result = await self._run(request, timeout, ack)
-        result._wait = partial(self._wait_for, request.number, result, request.hold)
+        result._wait = partial(self._wait_for, request, result)
         return result
 
     async def _wait_for(
-        self, number: int, known: Result, hold: Any, level: str | int, timeout: float | None
+        self, write: Request, known: Result, level: str | int, timeout: float | None
     ) -> Result:
         seconds = self._timeout if timeout is None else timeout
         patience_ms = int(seconds * LEVEL_SHARE * 1_000)
-        request = ops.wait(number, known, level_of(level), patience_ms)
-        result: Result = await self._run(request, seconds)
-        result._wait = partial(self._wait_for, number, result, hold)
+        request = ops.wait(write.number, known, level_of(level), patience_ms)
+        try:
+            result: Result = await self._run(request, seconds)
+        except ConflictPending as pending:
+            self.attach(pending, write)
+            raise
+        result._wait = partial(self._wait_for, write, result)
         return result
 
     async def __aenter__(self) -> Self:
@@ -378,7 +404,7 @@ class AsyncClient:
         return AsyncOutcomes(self)
 
 
-class AsyncDatabase:
+class AsyncDatabase(AsyncArbitrated):
     """One database as one user. From `AsyncClient.database`. See `Database` for the arguments."""
 
     def __init__(self, client: AsyncClient, grant: Grant) -> None:

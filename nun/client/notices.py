@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from nun.client.values import Decoding
+from nun.client.values import Decoding, is_live, value_bytes
 from nun.codec import unpack
 from nun.messages import INCREMENT, REMOVE, SET
 
@@ -16,10 +16,10 @@ class Outcome(NamedTuple):
     """What became of one write.
 
     Attributes:
-        state: "refused". reason: why, as a sentence.
+        state: "resolved", "decided", "expired" or "refused". reason: why, as a sentence.
         database, key, value: what was written where; of an increment the delta, of a removal None.
         op_id: of the write. request: its number.
-        current: the value that the key held instead, or None.
+        current: the value that the key holds instead, or None.
         entry: the key of the ledger's entry, None where the database is gone.
     """
 
@@ -70,7 +70,7 @@ class NoticeState:
                 decoding.value(value) if isinstance(value, bytes) else value,
                 op_id,
                 told[b"request"],
-                None if current is None or current[3] >= 0x80 else decoding.value(current[12:]),
+                decoding.value(value_bytes(current)) if is_live(current) else None,
                 None if entry is None else entry.decode("utf-8", "replace"),
             )
         )

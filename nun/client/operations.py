@@ -18,6 +18,7 @@ from nun.client.results import (
     Lazy,
     Result,
     SetResults,
+    entry_of,
     plain_text,
 )
 from nun.client.values import (
@@ -50,7 +51,7 @@ def get(grant: Grant, key: Text, decoding: Decoding) -> Request:
 def _entry(request: Request) -> Entry | None:
     record = request.result
     if record is None or record[3] >= 0x80:
-        return None
+        return entry_of(request.args[0], record, request.decoding)
     return Entry(request.args[0], record, request.decoding)
 
 
@@ -190,14 +191,22 @@ def _keys(request: Request) -> tuple[list[Any], bytes | None]:
 def create_database(name: Text, token: Text, options: dict[str, Any]) -> Request:
     check_name(name, "the name of a database")
     check_name(token, "a token")
-    return Request(m.CREATE_DATABASE, None, (name, token, options), _done)
+    return Request(m.CREATE_DATABASE, None, (name, token, _options(options)), _done)
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    """As they are called on the wire: times name their unit."""
+    return {
+        "conflict_timeout_s" if name == "conflict_timeout" else name: value
+        for name, value in options.items()
+    }
 
 
 def alter_database(name: Text, token: Text | None, options: dict[str, Any]) -> Request:
     check_name(name, "the name of a database")
     if token is not None:
         check_name(token, "a token")
-    return Request(m.ALTER_DATABASE, None, (name, token, options), _done)
+    return Request(m.ALTER_DATABASE, None, (name, token, _options(options)), _done)
 
 
 def drop_database(name: Text) -> Request:

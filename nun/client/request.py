@@ -26,8 +26,10 @@ WRITES: Final = frozenset(
         m.SET_PERMISSIONS,
         m.OUTCOMES_SEEN,
         m.CHECK,
+        m.RESOLVE,
     }
 )
+FLOORLESS: Final = frozenset({m.CLAIM, m.RELEASE})  # laid out as writes, and not remembered
 
 
 class Grant:
@@ -45,6 +47,10 @@ class Grant:
         self.generation = 0  # of the link on which USE was answered
         self.asked = 0  # of the link on which USE was sent
         self.options: dict[Any, Any] = {}
+
+    def copy(self) -> Grant:
+        """For another session."""
+        return Grant(self.name, self.user, self.secret)
 
 
 class Request:

@@ -12,11 +12,11 @@ from itertools import compress, count, repeat
 from operator import eq, itemgetter
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from nun.client.values import Decoding, is_live
+from nun.client.values import Decoding, is_live, value_bytes
 from nun.core.clock import TICK
 from nun.core.record import HEAD_BYTES, SPECIAL, unpack_head, unpack_integers, versions_of_heads
-from nun.errors import BadRequest, RequestError, WireError, from_wire
-from nun.messages import GET, INCREMENT, IS_KIND, SET
+from nun.errors import BadRequest, ConflictPending, RequestError, WireError, from_wire
+from nun.messages import GET, IN_CONFLICT, INCREMENT, IS_KIND, SET
 from nun.position import Position
 
 
@@ -30,7 +30,7 @@ class Entry(tuple[Any, ...]):
 
     def __new__(cls, key: str | bytes, record: bytes, decoding: Decoding) -> Entry:
         try:
-            value = decoding.value(record[HEAD_BYTES:])
+            value = decoding.value(value_bytes(record))
         except ValueError:
             return tuple.__new__(UndecodedEntry, (key, record, decoding, None))
         return tuple.__new__(cls, (key, record, decoding, value))
@@ -43,8 +43,9 @@ class Entry(tuple[Any, ...]):
 
     @property
     def version(self) -> int:
+        """-2 while the key is in conflict."""
         version: int = unpack_head(self[1])[0]
-        return version
+        return version if version < SPECIAL else IN_CONFLICT
 
     @property
     def op_id(self) -> int:
@@ -52,8 +53,15 @@ class Entry(tuple[Any, ...]):
         return op_id
 
     @property
+    def held_version(self) -> int:
+        """The version of what the key holds, in conflict or not."""
+        version: int = unpack_head(self[1])[0]
+        return version & ~SPECIAL
+
+    @property
     def in_conflict(self) -> bool:
-        return False
+        """Whether writes to the key wait for an arbiter; its value is what it held before."""
+        return bool(self[1][3] >= 0x80)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Entry):
@@ -67,7 +75,7 @@ class Entry(tuple[Any, ...]):
         return hash((_raw_key(self[0]), self[1]))
 
     def __repr__(self) -> str:
-        shown = self[1][HEAD_BYTES : HEAD_BYTES + 60]
+        shown = value_bytes(self[1])[:60]
         return f"Entry(key={self.key!r}, value={shown!r}, version={self.version})"
 
 
@@ -78,7 +86,14 @@ class UndecodedEntry(Entry):
 
     @property
     def value(self) -> Any:
-        return self[2].value(self[1][HEAD_BYTES:])
+        return self[2].value(value_bytes(self[1]))
+
+
+def entry_of(key: str | bytes, record: bytes | None, decoding: Decoding) -> Entry | None:
+    """The entry of a record of a reply; None where it holds no value."""
+    if record is None or not is_live(record):
+        return None
+    return Entry(key, record, decoding)
 
 
 _made = partial(tuple.__new__, Entry)
@@ -118,7 +133,9 @@ class Result(tuple[Any, ...]):
 
     @property
     def status(self) -> str:
-        """ "tentative" while it is taken and not decided, else "committed"."""
+        """ "committed"; while it is taken and not decided "tentative", or "queued" if it cannot be shown meanwhile."""
+        if self[0] == IN_CONFLICT:
+            return "queued"
         return "tentative" if self[2] is None and self[1] else "committed"
 
     def wait(self, level: str | int = "primary", timeout: float | None = None) -> Any:
@@ -177,6 +194,11 @@ class Event(NamedTuple):
     version: int
     op_id: int
     position: Position
+
+    @property
+    def in_conflict(self) -> bool:
+        """Whether the key was in conflict then: more writes wait for an arbiter."""
+        return self.version == IN_CONFLICT
 
 
 class DatabaseInfo(NamedTuple):
@@ -237,10 +259,7 @@ class Entries(Lazy["Entry | None"]):
         self._decoding = decoding
 
     def _make(self, index: int) -> Entry | None:
-        record = self._records[index]
-        if record is None or record[3] >= 0x80:
-            return None
-        return Entry(self._keys[index], record, self._decoding)
+        return entry_of(self._keys[index], self._records[index], self._decoding)
 
     def __iter__(self) -> Iterator[Entry | None]:
         records = self._records
@@ -388,6 +407,7 @@ class BatchResults(Lazy[Any]):
         decoding: Decoding,
     ) -> None:
         super().__init__(len(answers))
+        self.waits: Callable[..., Any] | None = None  # asks for the outcome of a write in conflict
         self._kinds = kinds
         self._keys = keys
         self._answers = answers
@@ -405,9 +425,12 @@ class BatchResults(Lazy[Any]):
         answer = self._answers[index]
         kind = self._kinds[index]
         if type(answer) is list and len(answer) == 3:
-            return error_of(answer[0], answer[1], answer[2], self._decoding)
+            error = error_of(answer[0], answer[1], answer[2], self._decoding)
+            if isinstance(error, ConflictPending) and self.waits is not None:
+                error.waits = partial(self.waits, self._keys[index], error.conflict)
+            return error
         if kind == GET:
-            return Entry(self._keys[index], answer, self._decoding) if is_live(answer) else None
+            return entry_of(self._keys[index], answer, self._decoding)
         op_id = self._op_id + index * TICK
         if kind == INCREMENT and answer is not None:
             return Result(answer[0], op_id, self.position, answer[1])
@@ -421,7 +444,7 @@ def error_of(code: Any, message: Any, fields: Any, decoding: Decoding) -> Reques
     key = plain.get("key")
     for name, value in plain.items():
         if name == "current":
-            plain[name] = Entry(key or b"", value, decoding) if is_live(value) else None
+            plain[name] = entry_of(key or b"", value, decoding)
         elif name == "key" and isinstance(value, bytes):
             plain[name] = decoding.key(value)
         elif name != "results":

@@ -26,7 +26,7 @@ from typing import Any, Final
 from nun import messages as m
 from nun.client.levels import ack_again
 from nun.client.notices import NoticeState
-from nun.client.request import NEVER, WRITES, Grant, Request, ignore, nothing
+from nun.client.request import FLOORLESS, NEVER, WRITES, Grant, Request, ignore, nothing
 from nun.client.results import error_of
 from nun.client.undecided import Undecided
 from nun.client.values import TEXT
@@ -173,14 +173,12 @@ class Session:
     def _encode(self, request: Request) -> bytes | None:
         """The frame of a request in the present session; None when msgpack cannot take what it holds."""
         number = request.number
-        head: tuple[Any, ...]
+        head: tuple[Any, ...] = (request.kind, self.token, number)
         if request.kind in WRITES:
             floor = self._undecided.floor(min(next(iter(self.in_flight)), number))
-            head = (request.kind, self.token, number, floor)
-            if request.ack is not None:
-                head = (request.kind, self.token, number, (floor, *request.ack))
-        else:
-            head = (request.kind, self.token, number)
+            head = (*head, floor if request.ack is None else (floor, *request.ack))
+        elif request.kind in FLOORLESS:
+            head = (*head, 0)
         args = request.args if request.view is None else (*request.args, request.view)
         try:
             if request.grant is not None and request.kind != m.PING:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from nun.client import operations as ops
+from nun.client.arbiters import Arbiter, Arbitrated, Waiting
 from nun.client.batch import Operations
 from nun.client.levels import LEVEL_SHARE, Ack, ack_of, level_of, view_of
 from nun.client.outcomes import Outcomes
@@ -16,9 +17,9 @@ from nun.client.port import Port
 from nun.client.request import Grant, Request
 from nun.client.results import DatabaseInfo, Entries, Entry, Event, Lazy, Result
 from nun.client.settings import Settings
-from nun.client.values import UNSET, Decoding, condition_of
+from nun.client.values import TEXT, UNSET, Decoding, condition_of
 from nun.client.watches import CREDIT_DEFAULT, WatchState
-from nun.errors import BatchError, ConnectionLost
+from nun.errors import BatchError, ConflictPending, ConnectionLost
 from nun.position import Position
 
 SNAPSHOT_TIMEOUT_S = 600.0
@@ -26,7 +27,7 @@ SNAPSHOT_TIMEOUT_S = 600.0
 Text = str | bytes
 
 
-class Client:
+class Client(Waiting):
     """A client of a node, for any number of threads. Greets the node at once.
 
     Args:
@@ -57,6 +58,7 @@ class Client:
             address, user, password, client_id, timeout, server_key, decode
         )
         self._timeout = timeout
+        self._arbiters: list[Arbiter] = []
         self._port = Port(self._settings)
         try:
             self._run(ops.ping())
@@ -68,22 +70,47 @@ class Client:
         seconds = self._timeout if timeout is None else timeout
         if ack is not None:
             request.ack = ack_of(ack, seconds * LEVEL_SHARE)
-        return self._port.run(request, seconds)
+        try:
+            return self._port.run(request, seconds)
+        except (ConflictPending, BatchError) as failure:
+            self.attach(failure, request)
+            raise
+
+    def _watch(self, grant: Grant, key: bytes) -> Watch:
+        """A watch of one key, whatever it looks like."""
+        return Watch(self, WatchState(grant, key, None, CREDIT_DEFAULT, TEXT), None)
+
+    def _again(self) -> Client:
+        """Another connection to the same nodes, as a client of its own."""
+        known = self._settings
+        return Client(
+            known.addresses,
+            known.user,
+            known.password,
+            None,
+            self._timeout,
+            known.server_key,
+            known.decoding.name,
+        )
 
     def _write(self, request: Request, timeout: float | None, ack: Ack) -> Result:
         """Runs a write of one key; its result can be waited for."""
         result: Result = self._run(request, timeout, ack)
-        result._wait = partial(self._wait_for, request.number, result, request.hold)
+        result._wait = partial(self._wait_for, request, result)
         return result
 
     def _wait_for(
-        self, number: int, known: Result, hold: Any, level: str | int, timeout: float | None
+        self, write: Request, known: Result, level: str | int, timeout: float | None
     ) -> Result:
         seconds = self._timeout if timeout is None else timeout
         patience_ms = int(seconds * LEVEL_SHARE * 1_000)
-        request = ops.wait(number, known, level_of(level), patience_ms)
-        result: Result = self._run(request, seconds)
-        result._wait = partial(self._wait_for, number, result, hold)
+        request = ops.wait(write.number, known, level_of(level), patience_ms)
+        try:
+            result: Result = self._run(request, seconds)
+        except ConflictPending as pending:
+            self.attach(pending, write)
+            raise
+        result._wait = partial(self._wait_for, write, result)
         return result
 
     def __enter__(self) -> Self:
@@ -101,7 +128,9 @@ class Client:
         raise TypeError("a Client holds a connection and cannot be pickled")
 
     def close(self) -> None:
-        """Says goodbye and closes the connection. Whoever still waits gets an error."""
+        """Says goodbye and closes the connection. Whoever still waits gets an error; arbiters end."""
+        for arbiter in self._arbiters:
+            arbiter.stop()
         self._port.close()
 
     @property
@@ -129,7 +158,13 @@ class Client:
     def create_database(
         self, name: Text, token: Text, strategy: str = "none", *, ack: Ack = None, **options: Any
     ) -> Result:
-        """Makes a database. Raises DatabaseExists."""
+        """Makes a database. Raises DatabaseExists.
+
+        Args:
+            strategy: what becomes of writes in conflict: "none", "newer", "older" or "arbiter".
+            options: prefixes (a map of key prefixes to strategies), no_arbiter ("queue" or "reject"), conflict_timeout
+                (seconds), conflict_fallback ("keep", "newer", "older"), close_calls ("op_id" or "arbiter").
+        """
         result: Result = self._run(
             ops.create_database(name, token, {"strategy": strategy, **options}), ack=ack
         )
@@ -208,7 +243,7 @@ class Client:
         return Outcomes(self)
 
 
-class Database:
+class Database(Arbitrated):
     """One database as one user. From `Client.database`."""
 
     def __init__(self, client: Client, grant: Grant) -> None:
@@ -291,6 +326,8 @@ class Database:
 
         Raises:
             VersionConflict: the condition does not hold; `.current` is what the key holds.
+            ConflictPending: it does not hold, and an arbiter will decide: the write is kept, do not retry it;
+                `.wait(timeout)` gives the outcome.
             UnknownOutcome: no answer in time; `.retry()` asks again.
         """
         condition = condition_of(base, version, if_version, on_conflict)

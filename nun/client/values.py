@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from itertools import repeat
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from nun.codec import pack
-from nun.core.record import HEAD_BYTES
+from nun.core.record import CONFLICT_KIND, HEAD_BYTES
 from nun.errors import BadRequest, TooLarge
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from nun.messages import IF_VERSION, ON_BASE, ON_VERSION, PLAIN
 
+IN_CONFLICT_BYTES: Final = HEAD_BYTES + 2  # before the value of a key in conflict: head, kind, 0
 _value_of = itemgetter(slice(HEAD_BYTES, None))
 
 
@@ -65,15 +66,20 @@ def _json(value: bytes) -> Any:
         raise ValueError(f"the value is not JSON: {error}") from error
 
 
-def is_live(record: bytes | None) -> bool:
+def is_live(record: bytes | None) -> TypeGuard[bytes]:
     """Whether this record of a reply holds a value."""
-    return record is not None and record[3] < 0x80
+    return record is not None and (record[3] < 0x80 or record[HEAD_BYTES] == CONFLICT_KIND)
+
+
+def value_bytes(record: bytes) -> bytes:
+    """The value of a record of a reply, of a key in conflict too."""
+    return record[HEAD_BYTES:] if record[3] < 0x80 else record[IN_CONFLICT_BYTES:]
 
 
 def _each(show: Callable[[bytes], Any]) -> Callable[[Sequence[bytes | None]], list[Any]]:
     def values(records: Sequence[bytes | None]) -> list[Any]:
         return [
-            show(record[HEAD_BYTES:]) if record is not None and record[3] < 0x80 else None
+            show(value_bytes(record)) if record is not None and is_live(record) else None
             for record in records
         ]
 
@@ -86,7 +92,8 @@ _texts_one_by_one = _each(_text)
 def _texts(records: Sequence[Any]) -> list[Any]:
     """All values as text by one decode, where all are there and none holds a NUL.
 
-    The tail of a tombstone is the byte 0, so one among the records makes the count come out wrong too.
+    The tail of a tombstone is the byte 0, and that of a key in conflict holds one: either among the records makes the
+    count come out wrong too.
     """
     if len(records) < 2:
         return _texts_one_by_one(records)

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nun.core.keyspace import CONFLICT_PREFIX, Pattern
+from nun.core.keyspace import Pattern
+from nun.core.ledger_keys import CONFLICT_PREFIX
 from nun.errors import AuthError, BadRequest, PermissionDenied
 from nun.limits import (
     SECRET_FAILURES_ANYWHERE_MAX,

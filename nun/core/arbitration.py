@@ -23,8 +23,8 @@ from nun import messages as m
 from nun.core import ledger, record
 from nun.core.arguments import check_key, check_value
 from nun.core.conflicts import Queue
-from nun.core.keyspace import CONFLICT_PREFIX
 from nun.core.ledger import Write
+from nun.core.ledger_keys import CONFLICT_PREFIX, hidden_bytes, key_and_op_id
 from nun.core.levels import Level
 from nun.core.record import ABSENT
 from nun.core.views import check_patience
@@ -317,7 +317,7 @@ class Arbitration:
         shown = self._core.ledger.read(database, key, holder).get("base_value")
         if shown is None:
             return None
-        return record.live(shown["version"], shown["op_id"], ledger.hidden_bytes(shown["value"]))
+        return record.live(shown["version"], shown["op_id"], hidden_bytes(shown["value"]))
 
     # Resolutions
 
@@ -432,7 +432,7 @@ class Arbitration:
             head = ledger.head_of(packed)
             if head is None or packed is None or (wanted is not None and head[0] != wanted):
                 continue
-            about = ledger.key_and_op_id(place)[0]
+            about = key_and_op_id(place)[0]
             if (key is None or about == key) and rights.allows("r", place):
                 found.append([place, record.value_of(packed)])
                 size += len(packed)

@@ -16,7 +16,7 @@ from nun.core.access import (
     USER_PREFIX,
 )
 from nun.core.effects import keys_and_values
-from nun.core.keyspace import CONFLICT_PREFIX
+from nun.core.ledger_keys import CONFLICT_PREFIX
 from nun.errors import BadRequest, TooLarge, WireError
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 

@@ -29,7 +29,8 @@ from nun.core import effects as fx
 from nun.core import ledger, record
 from nun.core.accept import Condition, incremented, refuses
 from nun.core.clock import unix_ms_of
-from nun.core.ledger import Write, entry_key
+from nun.core.ledger import Write
+from nun.core.ledger_keys import entry_key, key_and_op_id
 from nun.core.record import ABSENT, UNKNOWN_BASE, Signature
 from nun.core.strategies import (
     ARBITER,
@@ -153,7 +154,7 @@ class Conflicts:
                 if state != ledger.OPEN:
                     closed.append((stamped_ms, number, place))
                     continue
-                key, op_id = ledger.key_and_op_id(place)
+                key, op_id = key_and_op_id(place)
                 found.setdefault(key, {})[op_id] = Open(op_id, kind, stamped_ms, len(packed))
                 after.setdefault(key, {})[previous] = op_id
             for key, entries in found.items():
@@ -396,7 +397,8 @@ class Conflicts:
         if queue is None:
             raise ClaimLost(f"{text} is not in conflict", key=key)
         held = self._core.tables[database].records[key]
-        if record.op_id_of(held) != shown:
+        absent = not shown and not record.is_live(held)
+        if record.op_id_of(held) != shown and not absent:
             raise ClaimLost(f"{text}: what it holds has changed since it was shown", key=key)
         first = [entry.op_id for entry in queue.entries[: len(op_ids)]]
         if not op_ids or first != list(op_ids):

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nun.core import record
+from nun.core.ledger_keys import CONFLICT_PREFIX
 from nun.core.record import ABSENT
 from nun.limits import BASES_BYTES_MAX
 
 _MERGE_ABOVE: Final = 2_000
-CONFLICT_PREFIX: Final = b"$conflicts_"  # the ledger: $conflicts_KEY_OPID
 
 
 class Pattern:

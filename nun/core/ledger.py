@@ -28,7 +28,6 @@ I3  The state holds no large value twice: a notice of one is abridged, and made 
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,7 @@ from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.keyspace import CONFLICT_PREFIX
+from nun.core.ledger_keys import entry_key, hidden_bytes, shown_bytes
 from nun.core.outbox import Item, Operation
 from nun.core.record import ABSENT
 from nun.limits import NOTICE_BYTES_MAX
@@ -116,17 +115,6 @@ def write_of(item: Item, operation: Operation, database: int) -> Write:
     )
 
 
-def entry_key(key: bytes, op_id: int) -> bytes:
-    """Where the entry of a losing write stands."""
-    return b"%s%s_%d" % (CONFLICT_PREFIX, key, op_id)
-
-
-def key_and_op_id(place: bytes) -> tuple[bytes, int]:
-    """Reads `entry_key` back."""
-    key, _, op_id = place.removeprefix(CONFLICT_PREFIX).rpartition(b"_")
-    return key, int(op_id)
-
-
 def head_of(packed: bytes | None) -> tuple[str, int, int] | None:
     """(state, kind, previous) of the record of an entry, without reading all of it; None where it is none."""
     if packed is None or not record.is_live(packed):
@@ -182,26 +170,6 @@ def shown_record(packed: bytes | None) -> dict[str, Any] | None:
         "version": record.version_of(packed),
         "op_id": record.op_id_of(packed),
     }
-
-
-def shown_bytes(value: Any) -> Any:
-    """Bytes as text, for people and programs alike; what is no text stands as `{"base64": ...}`."""
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}
-
-
-def hidden_bytes(shown: Any) -> Any:
-    """What `shown_bytes` was given."""
-    match shown:
-        case str():
-            return shown.encode()
-        case {"base64": text}:
-            return base64.b64decode(text)
-    return shown
 
 
 def dumped(entry: dict[str, Any]) -> bytes:

@@ -155,8 +155,8 @@ class Outcomes:
         core.level = level
         result = row.result
         if row.status:
-            text, *_ = result if isinstance(result, list) else ["it was refused"]
-            result = [text, {}]
+            text, *key = result if isinstance(result, list) else ["it was refused"]
+            result = [text, {"key": key[0], "conflict": row.op_id} if key and row.op_id else {}]
         core.reply(
             session,
             number,

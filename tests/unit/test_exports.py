@@ -11,7 +11,18 @@ import pytest
 import nun
 from nun import errors
 
-CLASSES = ["AsyncClient", "Client", "Entry", "Event", "Position", "Result"]
+CLASSES = [
+    "Arbiter",
+    "AsyncClient",
+    "Client",
+    "Conflict",
+    "Entry",
+    "Event",
+    "Outcome",
+    "Position",
+    "REMOVED",
+    "Result",
+]
 
 
 def test_the_list_of_public_names() -> None:
