@@ -142,12 +142,15 @@ class _Conflicts:
             self._open([f"c{number:08d}" for number in range(first, min(first + BATCH, count))])
 
     def _open(self, keys: list[str]) -> None:
+        results: list[Any] = []
         try:
             with self._database.pipeline() as pipe:
                 for key in keys:
                     pipe.set(key, "3", version=1)
         except nun.BatchError as error:
-            assert all(isinstance(one, nun.ConflictPending) for one in error.results)
+            results = list(error.results)
+        pending = sum(isinstance(one, nun.ConflictPending) for one in results)
+        assert pending == len(keys), f"{pending} of {len(keys)} writes are in conflict"
 
     def until_told(self) -> tuple[float, float]:
         """Seconds until a losing write is refused, and until its outcome is known."""

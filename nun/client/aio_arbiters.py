@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nun.client import conflicts as cf
 from nun.client import operations as ops
-from nun.client.arbiters import PASSING, PAUSE_S, RAW, _log
+from nun.client.arbiters import PASSING, PAUSE_S, RAW, log
 from nun.client.conflicts import Conflict, Offer
 from nun.client.notices import Outcome
 from nun.client.results import Result
@@ -73,20 +74,49 @@ class AsyncArbiter:
     """Decides conflicts of one database, in tasks. From `AsyncDatabase.arbiter`. The counts are those of `Arbiter`."""
 
     def __init__(
-        self, database: AsyncDatabase, handler: AsyncHandler, lease: float, poll: float
+        self,
+        database: AsyncDatabase,
+        handler: AsyncHandler,
+        lease: float,
+        poll: float,
+        workers: int,
     ) -> None:
-        if lease <= 0 or poll <= 0:
-            raise ValueError("lease and poll are seconds above 0")
+        if lease <= 0 or poll <= 0 or workers < 1:
+            raise ValueError("lease and poll are seconds above 0, workers at least 1")
         self.resolved = self.failed = self.lost = 0
         self._database = database
         self._handler = handler
         self._lease_ms, self._poll_ms = max(int(lease * 1_000), 1), max(int(poll * 1_000), 1)
+        self._workers = workers
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self, workers: int) -> None:
-        """Runs until it is cancelled, or one of the workers cannot go on."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(self._work())
+    def start(self) -> Self:
+        """Runs in a task of its own."""
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def stop(self) -> None:
+        """Ends it: what it has claimed goes to other arbiters at once. Raises what had ended it before."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled, or one of the workers cannot go on; raises what that met."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(self._work())
+        except BaseExceptionGroup as met:
+            raise met.exceptions[0] from None
 
     async def _work(self) -> None:
         while True:
@@ -94,7 +124,7 @@ class AsyncArbiter:
                 async with self._database._client._again() as client:
                     await self._decide_with(client)
             except PASSING as error:
-                _log.warning("arbiter_waits", reason=str(error))
+                log.warning("an arbiter waits: %s", error)
                 await asyncio.sleep(PAUSE_S)
 
     async def _decide_with(self, client: AsyncClient) -> None:
@@ -120,14 +150,14 @@ class AsyncArbiter:
         except Exception as error:
             # Whatever the handler does wrong is its own affair: the key is somebody else's, and this one goes on.
             self.failed += 1
-            _log.error("handler_failed", key=shown, reason=repr(error))
+            log.error("key %r: the handler failed: %r", shown, error)
             await client._run(cf.release(grant, name, offer))
             return
         try:
             await client._run(offer.resolution(grant))
         except (ClaimLost, LevelNotReached) as error:
             self.lost += 1
-            _log.warning("answer_came_too_late", key=shown, reason=str(error))
+            log.warning("key %r: the answer came too late: %s", shown, error)
         else:
             self.resolved += count
 
@@ -142,12 +172,17 @@ class AsyncArbitrated:
         lease: float = 30.0,
         poll: float = 5.0,
         workers: int = 1,
-    ) -> None:
-        """Decides this database's conflicts until it is cancelled. See `Database.arbiter`; the handler may be async."""
-        try:
-            await AsyncArbiter(self, handler, lease, poll).run(workers)
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        background: bool = False,
+    ) -> AsyncArbiter:
+        """Decides this database's conflicts until it is cancelled; with `background` in a task, until it is stopped.
+
+        See `Database.arbiter`; the handler may be a coroutine function.
+        """
+        arbiter = AsyncArbiter(self, handler, lease, poll, workers)
+        if background:
+            return arbiter.start()
+        await arbiter.run()
+        return arbiter
 
     async def try_arbiter(self: Any, handler: AsyncHandler) -> AsyncIterator[tuple[Conflict, Any]]:
         """A dry run over all open conflicts: each with what the handler answers, or the exception it raised."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
-
-import structlog
 
 from nun.client import conflicts as cf
 from nun.client import operations as ops
@@ -39,7 +38,7 @@ Text = str | bytes
 RAW: Final = decoding_named(None)
 PASSING: Final = (ConnectionLost, UnknownOutcome, Overloaded, NoPrimary, NotServing)
 PAUSE_S: Final = 0.2
-_log: Any = structlog.get_logger("nun.arbiter")
+log = logging.getLogger("nun.arbiter")
 
 
 class Waiting:
@@ -150,7 +149,7 @@ class Arbiter:
                         self._decide_with(client)
                 except PASSING as error:
                     if not self._halt.is_set():
-                        _log.warning("arbiter_waits", reason=str(error))
+                        log.warning("an arbiter waits: %s", error)
                         self._halt.wait(PAUSE_S)
         except NunError as error:
             self.error = error
@@ -167,7 +166,7 @@ class Arbiter:
             except PASSING as error:
                 if client._port.refusal is not None:
                     raise
-                _log.warning("arbiter_waits", reason=str(error))
+                log.warning("an arbiter waits: %s", error)
                 self._halt.wait(PAUSE_S)
                 continue
             if claimed is not None:
@@ -183,14 +182,14 @@ class Arbiter:
         except Exception as error:
             # Whatever the handler does wrong is its own affair: the key is somebody else's, and this one goes on.
             self.failed += 1
-            _log.error("handler_failed", key=shown, reason=repr(error))
+            log.error("key %r: the handler failed: %r", shown, error)
             client._run(cf.release(grant, name, offer))
             return
         try:
             client._run(offer.resolution(grant))
         except (ClaimLost, LevelNotReached) as error:
             self.lost += 1
-            _log.warning("answer_came_too_late", key=shown, reason=str(error))
+            log.warning("key %r: the answer came too late: %s", shown, error)
         else:
             self.resolved += count
 

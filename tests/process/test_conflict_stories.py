@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,19 @@ class People:
     def settled_on(self, name: str) -> None:
         """The same name on all three nodes, free to be changed; one resolved entry in the ledger of each."""
         for database in self.databases:
-            entry = wait_until(lambda: one_that_holds(database, name), f"{name!r} to be there")
+            entry = wait_for(database, name)
             assert entry.version == self.first.version + 2
             assert [one.state for one in database.conflicts(state=None)] == ["resolved"]
 
 
-def one_that_holds(database: Any, name: str) -> Any:
-    entry = database.get("name")
-    return entry if entry.value == name and not entry.in_conflict else None
+def wait_for(database: Any, name: str) -> Any:
+    """Waits until a node shows the name, free to be changed."""
+
+    def found() -> Any:
+        entry = database.get("name")
+        return entry if entry.value == name and not entry.in_conflict else None
+
+    return wait_until(found, f"{name!r} to be there")
 
 
 def both(conflict: Any) -> str:
@@ -108,16 +114,16 @@ def test_no_arbiter_anywhere_and_one_that_comes_later(cluster: Cluster) -> None:
         with pytest.raises(TimeoutError):
             told.wait(0.2)
         for database in people.databases:
-            entry = wait_until(lambda: in_conflict(database), "the conflict to be known there")
+            wait_until(partial(in_conflict, database), "the conflict to be known there")
+            entry = database.get("name")
             assert (entry.value, entry.version) == ("jose", -2)
         people.arbiter(at=2)
         assert told.wait(10.0).state == "resolved"
         people.settled_on("jose and mary")
 
 
-def in_conflict(database: Any) -> Any:
-    entry = database.get("name")
-    return entry if entry.in_conflict else None
+def in_conflict(database: Any) -> bool:
+    return bool(database.get("name").in_conflict)
 
 
 def test_no_arbiter_anywhere_and_the_database_refuses(cluster: Cluster) -> None:
@@ -154,7 +160,7 @@ def test_no_arbiter_anywhere_and_none_that_ever_comes(
         outcome = told.wait(10.0)
         assert outcome.state == "expired"
         for database in people.databases:
-            wait_until(lambda: one_that_holds(database, name), f"{name!r} to be there")
+            wait_for(database, name)
 
 
 def test_conflicts_outlive_processes_nodes_and_the_whole_cluster(cluster: Cluster) -> None:
@@ -192,7 +198,7 @@ def test_an_arbiter_goes_on_after_a_change_of_primary(cluster: Cluster) -> None:
 
 
 def test_what_an_old_primary_had_acknowledged_comes_back_as_a_conflict(tmp_path: Path) -> None:
-    """The primary is cut off and goes on acknowledging; another takes its place; the writes meet again as a conflict."""
+    """The primary is cut off and goes on; another takes its place; the writes of both meet again as a conflict."""
     with (
         Cluster(tmp_path, proxied=True) as cluster,
         contextlib.ExitStack() as stack,
