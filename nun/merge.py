@@ -18,6 +18,10 @@ class Removed(Enum):
 REMOVED: Final = Removed.REMOVED
 
 
+class Skip(Exception):
+    """A handler raises it to give a key back: somebody else is to decide. It does not count as a failure."""
+
+
 class Side(Protocol):
     """One side of a conflict: a record as `decode` shows it."""
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from nun.cli.output import bytes_text, duration_text, plain, print_table, say, say_json
 from nun.cli.settings import Settings, with_settings
+from nun.core.strategies import (
+    ARBITER,
+    BY_OP_ID,
+    KEEP,
+    NEWER,
+    OLDER,
+    QUEUE,
+    REJECT,
+    STRATEGIES,
+)
 
 
 def _done(settings: Settings, line: str, result: object = None) -> None:
@@ -18,21 +28,80 @@ def _done(settings: Settings, line: str, result: object = None) -> None:
         say(line)
 
 
+def _about_conflicts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say what becomes of conflicts."""
+    options = [
+        click.option("--strategy", type=click.Choice(STRATEGIES), help="What decides conflicts."),
+        click.option(
+            "--prefix",
+            "prefixes",
+            multiple=True,
+            metavar="PREFIX=STRATEGY",
+            help="For keys that begin so; may be given many times.",
+        ),
+        click.option(
+            "--no-arbiter", type=click.Choice((QUEUE, REJECT)), help="While none is there."
+        ),
+        click.option(
+            "--conflict-timeout", type=click.FloatRange(0), metavar="SECONDS", help="0: never."
+        ),
+        click.option(
+            "--conflict-fallback",
+            type=click.Choice((KEEP, NEWER, OLDER)),
+            help="What ends it then.",
+        ),
+        click.option(
+            "--close-calls", type=click.Choice((BY_OP_ID, ARBITER)), help="Who decides them."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the client takes them. Raises click.UsageError."""
+    prefixes = {}
+    for pair in given.pop("prefixes"):
+        prefix, equals, strategy = pair.rpartition("=")
+        if not equals or strategy not in STRATEGIES:
+            raise click.UsageError(
+                f"--prefix {pair!r}: expected PREFIX=STRATEGY, the latter one of {', '.join(STRATEGIES)}"
+            )
+        prefixes[prefix] = strategy
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**chosen, "prefixes": prefixes} if prefixes else chosen
+
+
 @click.command("create-db")
 @click.argument("name")
 @click.argument("secret", metavar="[TOKEN]", required=False)
-@click.option(
-    "--strategy", metavar="NAME", default="none", show_default=True, help="What decides conflicts."
-)
+@_about_conflicts
 @with_settings
-def create_db(settings: Settings, name: str, secret: str | None, strategy: str) -> None:
+def create_db(settings: Settings, name: str, secret: str | None, **given: Any) -> None:
     """Create the database NAME; who has TOKEN (or -t) may use it."""
+    options = _chosen(given)
     token = secret or settings.token
     if token is None:
         raise click.UsageError("expected the token of the new database: as TOKEN, -t or NUN_TOKEN")
     with settings.client() as client:
-        client.create_database(name, token=token, strategy=strategy)
+        client.create_database(name, token=token, **options)
     _done(settings, f"created database {name}")
+
+
+@click.command("alter-db")
+@click.argument("name")
+@click.option("--new-token", metavar="TOKEN", help="Who has it may use the database from now on.")
+@_about_conflicts
+@with_settings
+def alter_db(settings: Settings, name: str, new_token: str | None, **given: Any) -> None:
+    """Change options of the database NAME; what is left out stays. Open conflicts stay with arbiters."""
+    options = _chosen(given)
+    if not options and new_token is None:
+        raise click.UsageError("expected something to change")
+    with settings.client() as client:
+        client.alter_database(name, token=new_token, **options)
+    _done(settings, f"altered database {name}")
 
 
 @click.command("drop-db")

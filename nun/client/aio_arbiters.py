@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nun.client import conflicts as cf
 from nun.client import operations as ops
-from nun.client.arbiters import PASSING, PAUSE_S, RAW, log
+from nun.client.arbiters import PASSING, PAUSE_S, RAW, Done, log
 from nun.client.conflicts import Conflict, Offer
 from nun.client.notices import Outcome
 from nun.client.results import Result
 from nun.client.values import Decoding
 from nun.errors import BatchError, ClaimLost, ConflictPending, LevelNotReached, NunError
+from nun.merge import Skip
 
 if TYPE_CHECKING:
     from nun.client.aio import AsyncClient, AsyncDatabase
@@ -80,12 +81,14 @@ class AsyncArbiter:
         lease: float,
         poll: float,
         workers: int,
+        done: Done | None,
     ) -> None:
         if lease <= 0 or poll <= 0 or workers < 1:
             raise ValueError("lease and poll are seconds above 0, workers at least 1")
         self.resolved = self.failed = self.lost = 0
         self._database = database
         self._handler = handler
+        self._done = done
         self._lease_ms, self._poll_ms = max(int(lease * 1_000), 1), max(int(poll * 1_000), 1)
         self._workers = workers
         self._task: asyncio.Task[None] | None = None
@@ -139,18 +142,19 @@ class AsyncArbiter:
 
     async def _decide(self, client: AsyncClient, grant: Grant, name: bytes, offer: Offer) -> None:
         shown = offer.key.decode("utf-8", "replace")
-        count = 0
+        answers: list[tuple[Conflict, Any]] = []
         try:
             for conflict in offer.conflicts():
                 answer = self._handler(conflict)
                 if inspect.isawaitable(answer):
                     answer = await answer
                 offer.answered(answer)
-                count += 1
+                answers.append((conflict, answer))
         except Exception as error:
             # Whatever the handler does wrong is its own affair: the key is somebody else's, and this one goes on.
-            self.failed += 1
-            log.error("key %r: the handler failed: %r", shown, error)
+            if not isinstance(error, Skip):
+                self.failed += 1
+                log.error("key %r: the handler failed: %r", shown, error)
             await client._run(cf.release(grant, name, offer))
             return
         try:
@@ -159,7 +163,10 @@ class AsyncArbiter:
             self.lost += 1
             log.warning("key %r: the answer came too late: %s", shown, error)
         else:
-            self.resolved += count
+            self.resolved += len(answers)
+            if self._done is not None:
+                for conflict, answer in answers:
+                    self._done(conflict, answer)
 
 
 class AsyncArbitrated:
@@ -173,12 +180,13 @@ class AsyncArbitrated:
         poll: float = 5.0,
         workers: int = 1,
         background: bool = False,
+        done: Done | None = None,
     ) -> AsyncArbiter:
         """Decides this database's conflicts until it is cancelled; with `background` in a task, until it is stopped.
 
         See `Database.arbiter`; the handler may be a coroutine function.
         """
-        arbiter = AsyncArbiter(self, handler, lease, poll, workers)
+        arbiter = AsyncArbiter(self, handler, lease, poll, workers, done)
         if background:
             return arbiter.start()
         await arbiter.run()
@@ -221,12 +229,16 @@ class AsyncArbitrated:
             if mark is None or left == 0:
                 return
 
+    async def queue(self: Any, key: Text) -> list[Conflict]:
+        """What is open on a key, oldest first, up to the first increment."""
+        return cf.in_order([one async for one in self.conflicts(key=key)])
+
     async def resolve(
         self: Any, conflict: Conflict, value: Any, *, timeout: float | None = None
     ) -> Result:
         """Closes a conflict and all that came before it in its key's queue. See `Database.resolve`."""
-        found = [one async for one in self.conflicts(key=conflict.key)]
-        names = cf.named_until(found, conflict)
+        found = await self.queue(conflict.key)
+        names = [one.op_id for one in cf.until(found, conflict)]
         shown = 0 if conflict.current is None else conflict.current.op_id
         answer = cf.encoded(value, self._decoding)
         request = cf.resolve(self._grant, conflict.key, answer, shown, names, 0)

@@ -27,12 +27,14 @@ from nun.errors import (
     Overloaded,
     UnknownOutcome,
 )
+from nun.merge import Skip
 
 if TYPE_CHECKING:
     from nun.client.request import Grant, Request
     from nun.client.sync import Client, Database
 
 Handler = Callable[[Conflict], Any]
+Done = Callable[[Conflict, Any], None]
 Text = str | bytes
 
 RAW: Final = decoding_named(None)
@@ -94,7 +96,13 @@ class Arbiter:
     """
 
     def __init__(
-        self, database: Database, handler: Handler, lease: float, poll: float, workers: int
+        self,
+        database: Database,
+        handler: Handler,
+        lease: float,
+        poll: float,
+        workers: int,
+        done: Done | None = None,
     ) -> None:
         if lease <= 0 or poll <= 0 or workers < 1:
             raise ValueError("lease and poll are seconds above 0, workers at least 1")
@@ -102,6 +110,7 @@ class Arbiter:
         self.error: NunError | None = None
         self._database = database
         self._handler = handler
+        self._done = done
         self._lease_ms, self._poll_ms = max(int(lease * 1_000), 1), max(int(poll * 1_000), 1)
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -124,9 +133,14 @@ class Arbiter:
             if thread is not threading.current_thread():
                 thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def join(self) -> None:
         """Waits until it ends. Raises what ended it."""
-        while any(thread.is_alive() for thread in self._threads):
+        while self.alive:
             for thread in self._threads:
                 thread.join(0.2)
         if self.error is not None:
@@ -174,15 +188,17 @@ class Arbiter:
 
     def _decide(self, client: Client, grant: Grant, name: bytes, offer: Offer) -> None:
         shown = offer.key.decode("utf-8", "replace")
-        count = 0
+        answers: list[tuple[Conflict, Any]] = []
         try:
             for conflict in offer.conflicts():
-                offer.answered(self._handler(conflict))
-                count += 1
+                answer = self._handler(conflict)
+                offer.answered(answer)
+                answers.append((conflict, answer))
         except Exception as error:
             # Whatever the handler does wrong is its own affair: the key is somebody else's, and this one goes on.
-            self.failed += 1
-            log.error("key %r: the handler failed: %r", shown, error)
+            if not isinstance(error, Skip):
+                self.failed += 1
+                log.error("key %r: the handler failed: %r", shown, error)
             client._run(cf.release(grant, name, offer))
             return
         try:
@@ -191,7 +207,10 @@ class Arbiter:
             self.lost += 1
             log.warning("key %r: the answer came too late: %s", shown, error)
         else:
-            self.resolved += count
+            self.resolved += len(answers)
+            if self._done is not None:
+                for conflict, answer in answers:
+                    self._done(conflict, answer)
 
 
 class Arbitrated:
@@ -209,6 +228,7 @@ class Arbitrated:
         poll: float = 5.0,
         workers: int = 1,
         background: bool = False,
+        done: Done | None = None,
     ) -> Arbiter:
         """Decides this database's conflicts: `handler(conflict)` returns what the key is to hold, or nun.REMOVED.
 
@@ -219,11 +239,12 @@ class Arbitrated:
             lease: how many seconds the handler has for one key; then another arbiter gets it.
             poll: how long one request waits for a conflict to come up.
             workers: how many keys at the same time.
+            done: called with (conflict, answer) for each that was resolved.
 
         Raises:
             AuthError, NoSuchDatabase: what ended it. PermissionDenied.
         """
-        arbiter = Arbiter(self, handler, lease, poll, workers).start()
+        arbiter = Arbiter(self, handler, lease, poll, workers, done).start()
         if not background:
             self._client._arbiters.append(arbiter)
             arbiter.join()
@@ -275,6 +296,10 @@ class Arbitrated:
         held = dict(zip(waiting, self.get_many(waiting), strict=True))
         return [cf.with_current(one, held.get(one.key)) for one in made]
 
+    def queue(self: Any, key: Text) -> list[Conflict]:
+        """What is open on a key, oldest first, up to the first increment: that is added when nothing is before it."""
+        return cf.in_order(list(self.conflicts(key=key)))
+
     def resolve(
         self: Any,
         conflict: Conflict,
@@ -291,7 +316,7 @@ class Arbitrated:
             ClaimLost: what the key holds, or its queue, has changed since.
             BadRequest: it is not open.
         """
-        names = cf.named_until(list(self.conflicts(key=conflict.key)), conflict)
+        names = [one.op_id for one in cf.until(self.queue(conflict.key), conflict)]
         shown = 0 if conflict.current is None else conflict.current.op_id
         answer = cf.encoded(value, self._decoding)
         request = cf.resolve(self._grant, conflict.key, answer, shown, names, 0)

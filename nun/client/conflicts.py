@@ -269,15 +269,21 @@ def _as_it_is(request: Request) -> Any:
     return request.result
 
 
-def named_until(found: Sequence[Conflict], conflict: Conflict) -> list[int]:
-    """The open entries of a key, in the order of its queue, from the oldest up to this one. Raises BadRequest."""
+def in_order(found: Sequence[Conflict]) -> list[Conflict]:
+    """The open entries of a key in the order of its queue, up to the first increment."""
     after = {one.previous: one for one in found}
-    names: list[int] = []
     known = {one.op_id for one in found}
     one = next((first for previous, first in after.items() if previous not in known), None)
-    while one is not None:
-        names.append(one.op_id)
-        if one.op_id == conflict.op_id:
-            return names
+    queue: list[Conflict] = []
+    while one is not None and one.kind != "increment":
+        queue.append(one)
         one = after.get(one.op_id)
-    raise BadRequest(f"{conflict.id} is not open")
+    return queue
+
+
+def until(queue: Sequence[Conflict], conflict: Conflict) -> list[Conflict]:
+    """The entries of a queue up to this one. Raises BadRequest."""
+    for index, one in enumerate(queue):
+        if one.op_id == conflict.op_id:
+            return list(queue[: index + 1])
+    raise BadRequest(f"{conflict.id} is not open, or an increment is before it")

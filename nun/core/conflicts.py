@@ -400,7 +400,7 @@ class Conflicts:
         absent = not shown and not record.is_live(held)
         if record.op_id_of(held) != shown and not absent:
             raise ClaimLost(f"{text}: what it holds has changed since it was shown", key=key)
-        first = [entry.op_id for entry in queue.entries[: len(op_ids)]]
+        first = [entry.op_id for entry in queue.shown[: len(op_ids)]]
         if not op_ids or first != list(op_ids):
             raise ClaimLost(
                 f"{text}: expected its open entries from the oldest on, {first}, found {list(op_ids)}",

@@ -119,7 +119,8 @@ def test_cores_touch_no_world() -> None:
 
 
 def test_only_edges_catch_everything() -> None:
-    allowed = ("actors/",)
+    # A handler is somebody else's code: whatever it raises is told, and the arbiter goes on.
+    allowed = ("actors/", "nun/client/arbiters.py", "nun/client/aio_arbiters.py")
     wrong = [
         f"{name_of(path)}:{node.lineno}"
         for path in sources(*PACKAGES)

@@ -234,8 +234,8 @@ class TestAdministration:
     @pytest.mark.parametrize(
         ("arguments", "call"),
         [
-            (("create-db", "shop", "t"), ("create_database", "shop", ("token", "t"), ("strategy", "none"))),
-            (("create-db", "shop", "-t", "t"), ("create_database", "shop", ("token", "t"), ("strategy", "none"))),
+            (("create-db", "shop", "t"), ("create_database", "shop", ("token", "t"))),
+            (("create-db", "shop", "-t", "t"), ("create_database", "shop", ("token", "t"))),
             (("drop-db", "shop", "--yes"), ("drop_database", "shop")),
             (("-d", "shop", "create-user", "mary", "m"), ("create_user", "shop", "mary", "m")),
             (("-d", "shop", "drop-user", "mary"), ("drop_user", "shop", "mary")),
