@@ -22,6 +22,7 @@
       UnknownOutcome          the write may or may not have happened; `.retry()` asks again as the same request
       ConnectionLost          no node could be reached in time; nothing was sent
       BatchError              some operations of a batch failed; `.results` holds each one's result or error
+      CannotMerge             a ready-made handler does not understand the values it is to merge
       WireError               bytes that are no message of this protocol
       StorageError            the files
         DamagedFile           a file disagrees with its checksums; names file, offset and what was expected
@@ -261,6 +262,18 @@ class BatchError(NunError):
 
     def __init__(self, message: str, results: Any) -> None:
         self.results = results
+        super().__init__(message)
+
+
+class CannotMerge(NunError):
+    """A handler of nun.merge does not understand what it is to merge.
+
+    Attributes:
+        key: of the conflict.
+    """
+
+    def __init__(self, message: str, key: Any) -> None:
+        self.key = key
         super().__init__(message)
 
 

@@ -222,8 +222,8 @@ class AsyncArbitrated:
             held = {}
             if waiting:
                 held = dict(zip(waiting, await self.get_many(waiting), strict=True))
-            for one in made:
-                yield cf.with_current(one, held.get(one.key))
+            for one in cf.completed(made, held):
+                yield one
             if left is not None:
                 left -= len(found)
             if mark is None or left == 0:

@@ -291,10 +291,8 @@ class Arbitrated:
     def _conflicts_of(self: Any, found: list[Any]) -> list[Conflict]:
         made = [cf.conflict_of(place, data, self._decoding) for place, data in found]
         waiting = list({one.key: None for one in made if one.state == "open"})
-        if not waiting:
-            return made
-        held = dict(zip(waiting, self.get_many(waiting), strict=True))
-        return [cf.with_current(one, held.get(one.key)) for one in made]
+        held = dict(zip(waiting, self.get_many(waiting), strict=True)) if waiting else {}
+        return cf.completed(made, held)
 
     def queue(self: Any, key: Text) -> list[Conflict]:
         """What is open on a key, oldest first, up to the first increment: that is added when nothing is before it."""

@@ -165,7 +165,7 @@ def conflict_of(place: bytes, data: bytes, decoding: Decoding) -> Conflict:
         place.decode("utf-8", "replace"),
         decoding.key(key),
         _shown_side(entry.get("base_value"), decoding),
-        entry["base"] == 0 or entry.get("base_value") is not None,
+        entry["base_known"] and (entry["base"] == 0 or entry.get("base_value") is not None),
         _shown_side(entry.get("current"), decoding),
         proposed,
         entry["at"],
@@ -184,14 +184,25 @@ def conflict_of(place: bytes, data: bytes, decoding: Decoding) -> Conflict:
     )
 
 
-def with_current(conflict: Conflict, entry: Entry | None) -> Conflict:
-    """An open entry, with what its key holds now."""
-    if conflict.state != "open":
-        return conflict
-    if entry is None:
-        return conflict._replace(current=None)
-    at = unix_ms_of(entry.op_id)
-    return conflict._replace(current=Side(entry.value, entry.held_version, entry.op_id, at))
+def completed(found: Sequence[Conflict], held: dict[Any, Entry | None]) -> list[Conflict]:
+    """Entries with what their keys hold now, where they are open, and with bases that others of them have."""
+    bases = {(one.key, one.base.op_id): one.base for one in found if one.base is not None}
+    made = []
+    for conflict in found:
+        one = conflict
+        if one.state == "open":
+            entry = held.get(one.key)
+            current = None
+            if entry is not None:
+                at = unix_ms_of(entry.op_id)
+                current = Side(entry.value, entry.held_version, entry.op_id, at)
+                bases.setdefault((one.key, entry.op_id), current)
+            one = one._replace(current=current)
+        base = bases.get((one.key, one.raw["base"]))
+        if one.base is None and base is not None:
+            one = one._replace(base=base, base_known=True)
+        made.append(one)
+    return made
 
 
 def _shown_side(shown: dict[str, Any] | None, decoding: Decoding) -> Side | None:

@@ -384,7 +384,9 @@ class Conflicts:
             shown = key.decode("utf-8", "replace")
             core.out.notes.append(("conflict_queue_long", {"key": shown, "entries": count}))
         core.arbitration.changed(database, key, queue, closed=False)
-        return ConflictPending.code, "it is in conflict: it waits in the queue of its key"
+        shown = key.decode("utf-8", "replace")
+        text = f"key {shown!r} is in conflict: the write is kept as conflict {write.op_id}"
+        return ConflictPending.code, text
 
     # Closing
 
