@@ -21,7 +21,7 @@ def test_the_handler_and_its_test_run() -> None:
 
 def test_every_handler_stands_in_the_table() -> None:
     table = TEXT[TEXT.index("<!-- handlers -->") : TEXT.index("<!-- end of handlers -->")]
-    named = {name for name in re.findall(r"`(\w+)(?:\(\w+\))?`", table)}
+    named = set(re.findall(r"`(\w+)(?:\(\w+\))?`", table))
     functions = {
         name
         for name, value in vars(merge).items()
