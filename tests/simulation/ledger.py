@@ -15,7 +15,7 @@ from typing import Any
 
 from nun.core import effects as fx
 from nun.core import ledger, record
-from nun.core.keyspace import CONFLICT_PREFIX
+from nun.core.ledger_keys import CONFLICT_PREFIX
 from tests.simulation.model import OPEN, Model
 from tests.simulation.process import Failed
 
@@ -69,7 +69,7 @@ def check_counts(model: Model, database: int, nodes: Iterable[Any]) -> None:
     states = Counter(
         told["state"]
         for place, told in model.entries.items()
-        if place[0] == database and record.is_live(model.records[place])
+        if place[0] == database and record.is_live(model.records.get(place))
     )
     queues = {key: queue for (where, key), queue in model.queues.items() if where == database}
     for node in nodes:

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.simulation.simulation import STEPS, run
+from tests.simulation.conflicts import ConflictSimulation
+from tests.simulation.simulation import STEPS, Simulation, run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,12 +20,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=1, help="this seed and the ones after it")
     parser.add_argument("--nodes", type=int, help="how many nodes; by default the seed says")
     parser.add_argument("--steps", type=int, default=STEPS, help="how many faults")
+    parser.add_argument("--conflicts", action="store_true", help="a life with conflicts")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     chosen = parser.parse_args(arguments)
+    kind = ConflictSimulation if chosen.conflicts else Simulation
     failed = 0
     for seed in range(chosen.seed, chosen.seed + chosen.count):
         began = time.monotonic()
-        result = run(seed, chosen.nodes, chosen.steps, 10**7 if chosen.trace else 4_000)
+        result = run(seed, chosen.nodes, chosen.steps, 10**7 if chosen.trace else 4_000, kind)
         took = time.monotonic() - began
         if chosen.trace:
             print(result.trace(10**7))
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         if result.error is not None:
             failed += 1
-            print(f"{result.error}\nagain: bin/nun-sim {seed} --trace")
+            how = " --conflicts" if chosen.conflicts else ""
+            print(f"{result.error}\nagain: bin/nun-sim {seed}{how} --trace")
         elif chosen.count == 1:
             print(told)
     return 1 if failed else 0

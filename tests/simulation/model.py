@@ -23,8 +23,7 @@ from nun import messages as m
 from nun.codec import unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.keyspace import CONFLICT_PREFIX
-from nun.core.ledger import hidden_bytes
+from nun.core.ledger_keys import CONFLICT_PREFIX, hidden_bytes
 from nun.core.record import ABSENT
 from nun.core.strategies import Rules, rules_of, stamp_of
 from nun.position import Position
@@ -92,6 +91,7 @@ class Model:
                 self._notice(effect)
                 continue
             self._close()
+            self._carried_out()
             if kind == fx.DATABASE:
                 options = {_text(name): _plain(value) for name, value in effect[3].items()}
                 self.rules[effect[1]] = rules_of(options, {})
@@ -106,6 +106,7 @@ class Model:
             else:
                 self._written(effect)
         self._close()
+        self._carried_out()
         for key in self._touched:
             if record.is_in_conflict(self.records.get(key)) != bool(self.queues.get(key)):
                 self.fail(
@@ -133,6 +134,10 @@ class Model:
                     f"op id {change.op_id} of {key!r} says that it replaced {change.replaced}, "
                     f"and the key held {record.op_id_of(old)}",
                 )
+            if change.delta is not None:
+                total = int(value_in(old) or b"0") + change.delta
+                if value_in(new) != b"%d" % total:
+                    self.fail("P1", f"{key!r} is incremented by {change.delta}: {old!r}, {new!r}")
             if record.version_of(new) <= record.version_of(old):
                 self.fail("P1", f"{key!r} goes from {old!r} to {new!r}")
             self.records[place] = new
@@ -217,8 +222,6 @@ class Model:
     def _close(self) -> None:
         """All entries that were to be closed are: M3 and M4."""
         closing, self._closing = self._closing, None
-        if self._resolved is not None:
-            self.fail("P7", f"{self._resolved} closed nothing")
         if closing is None:
             return
         database, key = closing.key
@@ -239,6 +242,10 @@ class Model:
             self.queues[closing.key] = rest
         else:
             del self.queues[closing.key]
+
+    def _carried_out(self) -> None:
+        if self._resolved is not None:
+            self.fail("P7", f"{self._resolved} closed nothing")
 
     def _value_of(self, closing: Closing) -> bytes | None:
         database, key = closing.key

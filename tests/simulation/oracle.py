@@ -60,6 +60,16 @@ def changes_of(position: Position, effects: list[fx.Effect]) -> list[Change]:
                 found.append(
                     Change(position, database, key, op_id_of(packed), replaced, value_in(packed))
                 )
+        elif kind == fx.SUMS:
+            _, database, first, heads, keys, deltas, sums = effect
+            latest = dict(zip(dict.fromkeys(keys), record.op_ids_of_heads(heads), strict=True))
+            added = zip(
+                keys, record.unpack_integers(deltas), record.unpack_integers(sums), strict=True
+            )
+            for i, (key, delta, total) in enumerate(added):
+                replaced, latest[key] = latest[key], first + i * TICK
+                value = b"%d" % total
+                found.append(Change(position, database, key, latest[key], replaced, value, delta))
         elif kind == fx.SIGNED:
             _, database, key, packed, replaced, _, delta = effect
             op_id = op_id_of(packed)
@@ -110,6 +120,7 @@ class Oracle:
         self.durable: dict[str, set[Position]] = {}
         self.numbers: dict[int, str] = {}
         self.tentative: dict[str, set[int]] = {}  # op ids that were durable in a node's outbox
+        self.bases: dict[int, int] = {}  # of what was in one: op id -> of the record it was made on
         self.settled: Position | None = None
         self.forced = False
         self.epochs: dict[Epoch, str] = {}
@@ -162,6 +173,7 @@ class Oracle:
                 for _, data in items:
                     for operation in decode_item(data).operations:
                         self.tentative.setdefault(node.name, set()).add(operation.op_id)
+                        self.bases[operation.op_id] = operation.base
 
             outbox.append = putting
         if hasattr(oplog, "truncate_after"):

@@ -16,6 +16,7 @@ from nun.client.request import Request, nothing
 from nun.codec import pack, unpack
 from nun.config import (
     Config,
+    ConflictsConfig,
     NetworkConfig,
     NodeConfig,
     ReplicationConfig,
@@ -23,7 +24,7 @@ from nun.config import (
 )
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.ledger import CONFLICT_PREFIX
+from nun.core.ledger_keys import CONFLICT_PREFIX
 from nun.position import Position
 from storage.oplog import LogReader
 from storage.recovery import load
@@ -58,7 +59,10 @@ class Simulation:
     Attributes:
         writes: every write that a client asked for.
         pause_ns: how long clients wait between two requests, at most.
+        options: of the database.
     """
+
+    worker: type[Worker] = Worker
 
     def __init__(self, seed: int, nodes: int | None = None, keep: int = 4_000) -> None:
         self.world = world = World(seed, keep)
@@ -81,7 +85,13 @@ class Simulation:
         self.workers: list[Worker] = []
         self.watchers: list[Watcher] = []
         self.clients: list[Client] = []
+        self.tally: Counter[str] = Counter()
         self.healed = False
+        self.options: dict[str, Any] = {"strategy": "none"}
+
+    def conflicts_config(self) -> ConflictsConfig:
+        """What the configuration of a node says about conflicts."""
+        return ConflictsConfig()
 
     def _config(self, i: int, count: int) -> Config:
         rng = self.world.rng
@@ -105,6 +115,7 @@ class Simulation:
                 tombstone_retention_s=rng.choice((2.0, 3600.0)),
             ),
             replication=replication,
+            conflicts=self.conflicts_config(),
         )
 
     # Who is where
@@ -184,9 +195,7 @@ class Simulation:
         self.until(self.serving, "the cluster is formed", FORM_NS / SECOND)
         client = self.client(self.names[0])
         for _ in range(5):
-            ending, result = self.ask(
-                client, ops.create_database(DATABASE, "t", {"strategy": "none"})
-            )
+            ending, result = self.ask(client, ops.create_database(DATABASE, "t", self.options))
             if ending == "done":
                 break
         else:
@@ -211,7 +220,7 @@ class Simulation:
         for _ in range(count):
             # One that knows a single node stays there; the others go to where the primary is.
             client = self.client(only=self.world.chance(0.5))
-            self.workers.append(Worker(self, client, levels))
+            self.workers.append(self.worker(self, client, levels))
             if self.world.chance(0.3):
                 client.listen()
 
@@ -348,7 +357,7 @@ class Simulation:
             for key, packed in records.items()
             if record.is_live(packed) and not key.startswith(b"$")
         }
-        check_elements(self.writes, values, told)
+        self.check_more(model, changes, values)
         database = primary.network.core.state.database_named(DATABASE).number
         effects = [each for position in history for each in self.oracle.effects[position]]
         check_requests(effects)
@@ -363,6 +372,12 @@ class Simulation:
         for watcher in self.watchers:
             for life in watcher.lives:
                 check_watch(self.oracle, life, history, database)
+
+    def check_more(self, model: Model, changes: list[Change], values: dict[str, str]) -> None:
+        """What can be said beside, of this kind of life."""
+        told = {entry["op_id"] for entry in model.entries.values()}
+        told |= self._aliases(self.oracle.history(changes[-1].position), told)
+        check_elements(self.writes, values, told)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
         """P4: the same records and the same state, in memory and on disk."""
@@ -459,7 +474,7 @@ class Result:
         self.seed = simulation.seed
         self.error = error
         self.digest = simulation.world.digest
-        self.tally: Counter[str] = Counter()
+        self.tally: Counter[str] = simulation.tally
         for worker in simulation.workers:
             self.tally += worker.tally
 
@@ -497,9 +512,15 @@ def _line(now: int, kind: str, what: tuple[Any, ...]) -> str:
     return f"{now / SECOND:10.6f} {sender} > {receiver} {shown[:260]}"
 
 
-def run(seed: int, nodes: int | None = None, steps: int = STEPS, keep: int = 400) -> Result:
+def run(
+    seed: int,
+    nodes: int | None = None,
+    steps: int = STEPS,
+    keep: int = 400,
+    kind: type[Simulation] = Simulation,
+) -> Result:
     """One seed: form, work and hurt, heal, rest, check."""
-    simulation = Simulation(seed, nodes, keep)
+    simulation = kind(seed, nodes, keep)
     try:
         with installed(simulation.world):
             simulation.form()

@@ -12,7 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from tests.simulation.simulation import run
+from tests.simulation.conflicts import ConflictSimulation
+from tests.simulation.simulation import Simulation, run
 from tests.support.node import ROOT
 
 FAST = 200
@@ -51,21 +52,23 @@ FOUND = {
 }
 
 
-def lives(first: int, count: int) -> list[str]:
+def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
     failed = []
+    how = " --conflicts" if kind is ConflictSimulation else ""
     for seed in range(first, first + count):
-        result = run(seed)
+        result = run(seed, kind=kind)
         if result.error is not None:
-            failed.append(f"bin/nun-sim {seed}: {result.error}\n{result.trace(15)}")
+            failed.append(f"bin/nun-sim {seed}{how}: {result.error}\n{result.trace(15)}")
     return failed
 
 
-def run_range(first: int, count: int) -> None:
+def run_range(first: int, count: int, kind: type[Simulation] = Simulation) -> None:
     """On all processors: each seed is a world of its own."""
     ranges = range(first, first + count, _AT_A_TIME)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lives, ranges, [_AT_A_TIME] * len(ranges)))
+        times = len(ranges)
+        found = list(pool.map(lives, ranges, [_AT_A_TIME] * times, [kind] * times))
     failed = [text for each in found for text in each]
     assert not failed, f"{len(failed)} seeds failed\n" + "\n\n".join(failed[:3])
 
@@ -74,10 +77,20 @@ def test_clusters_keep_their_promises() -> None:
     run_range(1, FAST)
 
 
+def test_clusters_with_conflicts_lose_nothing() -> None:
+    run_range(1, FAST, ConflictSimulation)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7_200)
 def test_many_clusters_keep_their_promises() -> None:
     run_range(FAST + 1, LONG - FAST)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7_200)
+def test_many_clusters_with_conflicts_lose_nothing() -> None:
+    run_range(FAST + 1, LONG - FAST, ConflictSimulation)
 
 
 @pytest.mark.parametrize("seed", [seed for seed in FOUND if seed > FAST])

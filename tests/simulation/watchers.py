@@ -193,8 +193,8 @@ def _check_kept(life: Life, event: Any, history: list[Position]) -> None:
     seq = event.position.seq
     if event.position in life.unsure:
         return
-    there = history[seq - 1] if seq <= len(history) else None
-    if there != event.position and (there is None or there.reign <= event.position.reign):
+    there = history[min(seq, len(history)) - 1]  # what was cut off need not have been replaced
+    if there != event.position and there.reign <= event.position.reign:
         raise Failed(f"P3: {life.name} was shown {event}, and now {there} stands there")
 
 

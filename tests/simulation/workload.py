@@ -31,7 +31,10 @@ class Write:
     Attributes:
         values: the values that it sets, each of them unique in the run.
         acked: op ids that were acknowledged as done, by key.
-        ending: "" while it is under way, else "done", "refused" or "unknown".
+        bases: op ids of the records that it was made on, where it says so.
+        unsure: keys to be removed: where there is nothing, nothing is done.
+        pending: those op ids that were acknowledged as kept in the queue of their key.
+        ending: "" while it is under way, else "done", "refused", "pending" or "unknown".
     """
 
     kind: str
@@ -42,6 +45,9 @@ class Write:
     delta: int = 0
     element: str = ""
     acked: dict[str, int] = field(default_factory=dict)
+    bases: list[int] = field(default_factory=list)
+    unsure: set[str] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
     position: Position | None = None
     ending: str = ""
     number: int = 0
@@ -49,6 +55,21 @@ class Write:
 
 class Worker:
     """One client that does one thing after the other until it is told to stop."""
+
+    kinds: tuple[str, ...] = (
+        "get",
+        "view",
+        "set",
+        "safe",
+        "if_version",
+        "remove",
+        "increment",
+        "set_many",
+        "batch",
+        "element",
+    )
+    weights: tuple[int, ...] = (5, 2, 5, 3, 2, 2, 5, 2, 2, 3)
+    refusing = True  # its read-and-write pairs are to be refused rather than queued
 
     def __init__(self, simulation: Any, client: Client, levels: list[int | None]) -> None:
         self.simulation = simulation
@@ -80,7 +101,7 @@ class Worker:
             return
         self.idle = False
         rng = self.world.rng
-        kind = rng.choices(_KINDS, _WEIGHTS)[0]
+        kind = rng.choices(self.kinds, self.weights)[0]
         if rng.random() < 0.01 and len(self.client.addresses) > 1:
             self.client.move()
         getattr(self, "_" + kind)(rng)
@@ -95,7 +116,7 @@ class Worker:
     # Reads
 
     def _get(self, rng: Any) -> None:
-        key = rng.choice((*KEYS, *COUNTERS, *SETS))
+        key = rng.choice(self._looked_at())
         request = ops.get(self.client.grant, key, TEXT)
 
         def answered(request: Request) -> None:
@@ -103,7 +124,8 @@ class Worker:
             self.tally["get " + ending] += 1
             if ending == "done" and entry is not None:
                 self.entries[key] = entry
-                self.versions[key] = entry.version
+                if not entry.in_conflict:
+                    self.versions[key] = entry.version
                 self.simulation.oracle.shown_record(
                     self._there(), entry.op_id, f"{key}={entry.value}"
                 )
@@ -115,7 +137,7 @@ class Worker:
 
     def _view(self, rng: Any) -> None:
         """A read at the position of some write, at what is settled, or both."""
-        key = rng.choice((*KEYS, *COUNTERS, *SETS))
+        key = rng.choice(self._looked_at())
         simulation = self.simulation
         request = ops.get(self.client.grant, key, TEXT)
         known = [write.position for write in simulation.writes[-10:] if write.position]
@@ -138,6 +160,9 @@ class Worker:
             self._next()
 
         self._ask(request, answered)
+
+    def _looked_at(self) -> tuple[str, ...]:
+        return (*KEYS, *COUNTERS, *SETS)
 
     def _there(self) -> str:
         """The name of the node that the link goes to."""
@@ -164,7 +189,7 @@ class Worker:
                     return
                 write.ending = "unknown"
             elif ending == "refused":
-                self._refused(write, result)
+                self._refused(write, request, result)
             else:
                 self._done(write, request, result)
             self.tally[f"{write.kind} {write.ending}"] += 1
@@ -176,7 +201,7 @@ class Worker:
 
         self._ask(request, answered)
 
-    def _refused(self, write: Write, error: Exception) -> None:
+    def _refused(self, write: Write, _: Request, error: Exception) -> None:
         """Most refusals say that nothing was done; some, that it was done and has not come far enough."""
         name = type(error).__name__
         write.ending = "unknown" if name in _DONE_MAYBE else "refused"
@@ -184,12 +209,13 @@ class Worker:
 
     def _done(self, write: Write, request: Request, result: Any) -> None:
         write.ending = "done"
-        if write.kind == "set_many" or write.kind == "batch":
+        if write.kind in ("set_many", "batch", "many"):
             op_ids = [request.op_id + i * TICK for i in range(len(write.keys))]
         else:
             op_ids = [request.op_id]
         if request.op_id:  # else nothing was there to be changed
-            write.acked = dict(zip(write.keys, op_ids, strict=True))
+            each = zip(write.keys, op_ids, strict=True)
+            write.acked = {key: op_id for key, op_id in each if key not in write.unsure}
         position = request.position
         if position is not None:
             write.position = Position(*position)
@@ -210,6 +236,7 @@ class Worker:
         entry = self.entries.get(key)
         condition = (m.ON_BASE, 0 if entry is None else entry.op_id, False)
         write = Write("safe", self.client.name, self._level(rng), [key], [value])
+        write.bases = [condition[1]]
         self._write(ops.set(self.client.grant, key, value, condition, TEXT), write)
 
     def _if_version(self, rng: Any) -> None:
@@ -260,12 +287,14 @@ class Worker:
                 self._next()
                 return
             held = "" if entry is None else entry.value
-            condition = (m.ON_BASE, 0 if entry is None else entry.op_id, True)
+            refuse = self.refusing or rng.random() < 0.3
+            condition = (m.ON_BASE, 0 if entry is None else entry.op_id, refuse)
             value = f"{held} {element}"
             level = self._level(rng)
-            if level == m.ACK_LOCAL:
+            if level == m.ACK_LOCAL and self.refusing:
                 level = None
             write = Write("element", self.client.name, level, [key], [value], 0, element)
+            write.bases = [condition[1]]
             self._write(ops.set(self.client.grant, key, value, condition, TEXT), write)
 
         self._ask(ops.get(self.client.grant, key, TEXT), read)

@@ -90,9 +90,14 @@ class _Inode:
         for change in self.changes[:count]:
             if not change.doomed:
                 change.apply(self.synced)
-        self.changes = [
-            change for i, change in enumerate(self.changes) if i >= count or change.doomed
-        ]
+        left: list[_Change] = []
+        for i, change in enumerate(self.changes):
+            if i < count and not change.doomed and change.data is None:
+                # What a truncation that came to the disk has cut off does not come back, doomed or not.
+                left = [each for each in left if each.offset < change.offset]
+            if i >= count or change.doomed:
+                left.append(change)
+        self.changes = left
 
     def copy(self) -> _Inode:
         return _Inode(bytearray(self.content), bytearray(self.synced), list(self.changes))
