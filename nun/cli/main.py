@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = nun.main(arguments, prog_name="nun", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        status = USAGE
+        status = error.exit_code
     except click.Abort:
         status = INTERRUPTED
     sys.exit(status if isinstance(status, int) else DONE)

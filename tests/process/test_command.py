@@ -20,10 +20,13 @@ from tests.support.node import ADMIN, ROOT, Node, wait_until
 pytestmark = pytest.mark.process
 
 
-def nun_command(node: Node, *arguments: str, on: int | None = None) -> subprocess.Popen[bytes]:
+def nun_command(
+    node: Node, *arguments: str, on: int | None = None, cwd: Path = ROOT
+) -> subprocess.Popen[bytes]:
     """Starts the command as a client of the database "names"; `on`: the terminal to run it on."""
     environ = {
         **os.environ,
+        "PYTHONPATH": str(ROOT),
         "HOME": str(node.directory),
         "TERM": "xterm",
         "NUN_SERVER": node.address,
@@ -32,7 +35,7 @@ def nun_command(node: Node, *arguments: str, on: int | None = None) -> subproces
     }
     return subprocess.Popen(
         [sys.executable, "-m", "nun.cli.main", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=environ,
         stdin=subprocess.DEVNULL if on is None else on,
         stdout=subprocess.PIPE if on is None else on,
