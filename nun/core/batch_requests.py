@@ -280,9 +280,9 @@ class BatchRequests:
     ) -> None:
         """Tells a retry what became of each operation; what it reads is read now."""
         match row.result:
-            case [bytes() as packed, *_]:
+            case [bytes() as packed, *_] if row.status in (0, BatchRefused.code):
                 answers = unpack(packed)
-            case dict() as told if told[m.BATCH] == kinds:
+            case dict() as told if told.get(m.BATCH) == kinds:
                 self._tell_columns(session, number, row, database, kinds, keys)
                 return
             case _:

@@ -88,7 +88,7 @@ class Items:
             return
         if verdict != OPEN and self._has_passed(item):
             table = core.tables[info.number]
-            late = [one for one in item.operations if not _is_there(table, one)]
+            late = [one for one in _writes_of(item) if not _is_there(table, one)]
             for operation in late:
                 reason = "it came too late to be told from a repeat"
                 core.ledger.refuse(item, operation, info.number, reason)
@@ -112,9 +112,9 @@ class Items:
             self._outcome(item, 0, list(done))
 
     def _refuse_all(self, item: Item, database: int | None, reason: str) -> None:
-        for operation in item.operations:
+        for operation in _writes_of(item):
             self._core.ledger.refuse(item, operation, database, reason)
-        self._outcome(item, VersionConflict.code, [reason, item.operations[0].key])
+        self._outcome(item, VersionConflict.code, [reason, _writes_of(item)[0].key])
 
     def _create(self, item: Item) -> None:
         """A database that the cut history had: made again, with its token."""
@@ -140,6 +140,9 @@ class Items:
         for operation in item.operations:
             if operation.kind == m.CREATE_DATABASE:
                 continue  # there is one of that name, with options of its own
+            if operation.kind == m.GET:
+                answers.append(operation.argument)
+                continue
             reason = reasons[0][1] if reasons else self._reason(table, operation)
             old = table.records.get(operation.key, ABSENT)
             if _is_there(table, operation):
@@ -170,7 +173,7 @@ class Items:
         """Why an atomic batch cannot be accepted. A later operation on a key builds on the earlier one."""
         made: set[bytes] = set()
         reasons = []
-        for operation in item.operations:
+        for operation in _writes_of(item):
             if operation.key not in made:
                 reason = self._reason(table, operation)
                 if not reason and not _is_there(table, operation):
@@ -237,6 +240,11 @@ class Items:
         self._core.tentative.repeats.decided((item.client_id, item.number))
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
+
+
+def _writes_of(item: Item) -> list[Operation]:
+    """The operations that are to change something."""
+    return [operation for operation in item.operations if operation.kind != m.GET]
 
 
 def _is_there(table: Table, operation: Operation) -> bool:

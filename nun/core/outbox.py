@@ -12,6 +12,7 @@ that may be wrong. A resolution (RESOLVE) has one operation; `op ids` then has t
 its own, and its base is the op id of the record that was shown.
 `since` is a position: of the history up to there the node that made the item knew that it had not decided the request.
 
+An operation of kind GET stands for one of a batch that changed nothing: its argument is the answer it got.
 The last operation of a CREATE_DATABASE is of that kind too: it has no key, and the options as its argument.
 
 Items of a node are numbered. They are made of what `local` writes left, and of what a change of primary cut off: the
@@ -157,7 +158,7 @@ def _item_of(
     effects: list[fx.Effect], outcome: fx.Effect, names: Mapping[int, str], common: Position
 ) -> Item | None:
     """The request that these effects were the outcome of; None where it changed nothing."""
-    _, client_id, number, floor, _, _, result = outcome
+    _, client_id, number, floor, status, op_id, result = outcome
     operations: list[Operation] = []
     database = 0
     kind = m.BATCH
@@ -180,13 +181,16 @@ def _item_of(
                 kind = m.SET_MANY if effect[0] == fx.PUTS else _kind_of(effect)
     if not operations:
         return None
-    if writes > 1 and kind != m.CREATE_DATABASE:
+    batch = not status and isinstance(result, list) and isinstance(result[0], bytes)
+    if (writes > 1 or batch) and kind != m.CREATE_DATABASE:
         kind = m.BATCH
     at_ms, bound_ms = stamped or (unix_ms_of(operations[0].op_id), 0)
     if kind == m.CREATE_DATABASE:
         operations.append(Operation(kind, b"", options, 0, operations[0].op_id))
     if isinstance(result, dict):
         operations = _in_order(result[m.BATCH], operations)
+    elif batch:
+        operations = _with_gaps(unpack(result[0]), op_id, operations)
     name = names.get(database, "").encode()
     return Item(
         client_id,
@@ -259,6 +263,17 @@ def _in_order(kinds: bytes, operations: list[Operation]) -> list[Operation]:
         for kind in (m.SET, m.INCREMENT)
     }
     return [next(by_kind[kind]) for kind in kinds if kind in by_kind]
+
+
+def _with_gaps(answers: list[Any], first: int, operations: list[Operation]) -> list[Operation]:
+    """The writes of a batch in their places; what changed nothing stands between them, as a GET with its answer."""
+    places = {(operation.op_id - first) // TICK: operation for operation in operations}
+    if len(answers) <= len(operations) or not places.keys() <= set(range(len(answers))):
+        return operations
+    return [
+        places.get(i) or Operation(m.GET, b"", answer, 0, first + i * TICK)
+        for i, answer in enumerate(answers)
+    ]
 
 
 def _operations(effect: fx.Effect) -> list[Operation]:

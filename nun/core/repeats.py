@@ -95,6 +95,10 @@ class Repeats:
             self.add(number, item)
             if common_with(item.since, state.epochs) < held.seen_from:
                 self._unseen.add(number)
+        for numbers in self._waiting.values():
+            # An item that came twice, when its decision was cut off: what is known of the later one goes for both.
+            if not self._unseen.issuperset(numbers):
+                self._unseen.difference_update(numbers)
         for request in held.decided:
             self.decided(request)
 

@@ -66,7 +66,7 @@ class Adopter:
         """The first seq to read from the log, when entries are missing here that the log has; else 0."""
         core = self._core
         first = core.stream.last_seq + 1
-        if self.reading or self.known_seq < first or core.local_durable < first:
+        if self.reading or core.strayed or self.known_seq < first or core.local_durable < first:
             return 0
         self.reading = True
         return first

@@ -208,6 +208,9 @@ class Oracle:
             disk.log.clear()
             disk.last = 0
             return
+        if self.forced and not reader.first_seq():
+            # The copy that took the place of it all may be of a node that had less and was made primary by force.
+            disk.announced = min(disk.announced, last.seq)
         if last.seq < disk.announced:
             raise Failed(f"P2: {node.name} called {disk.announced} durable, its log ends at {last}")
         log: dict[int, Position] = {}

@@ -51,6 +51,13 @@ FOUND = {
     9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 
+# As those, of lives with conflicts.
+FOUND_WITH_CONFLICTS = {
+    1211: "a decision that was cut off was refused as a repeat, and then decided",
+    1571: "a process whose log no longer held what it had missed read it for ever",
+    1967: "a batch with one write that was decided anew came back as a single write",
+}
+
 
 def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
@@ -97,6 +104,12 @@ def test_many_clusters_with_conflicts_lose_nothing() -> None:
 def test_a_seed_that_found_something(seed: int) -> None:
     result = run(seed)
     assert result.error is None, f"{FOUND[seed]}: {result.error}\n{result.trace(15)}"
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_CONFLICTS)
+def test_a_seed_with_conflicts_that_found_something(seed: int) -> None:
+    result = run(seed, kind=ConflictSimulation)
+    assert result.error is None, f"{FOUND_WITH_CONFLICTS[seed]}: {result.error}\n{result.trace(15)}"
 
 
 def test_a_node_on_its_own_keeps_its_promises() -> None:

@@ -11,8 +11,9 @@ from nun import peer_messages as pm
 from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import ledger, record, repeats
+from nun.core.clock import TICK
 from nun.core.outbox import decode_item, items_of_entries
-from nun.errors import ConflictPending, NoPrimary, VersionConflict
+from nun.errors import BadRequest, ConflictPending, NoPrimary, VersionConflict
 from nun.position import Position
 from tests.support.conflicts import entries, notices, states, value_of
 from tests.support.core_driver import DrivenClient
@@ -305,6 +306,51 @@ def test_conflicts_queues_and_resolutions_of_a_cut_history_come_back() -> None:
     assert value_of(new.primary, b"k") == b"after"
     assert new.primary.core.tables[1].records[b"k"] == old.primary.core.tables[1].records[b"k"]
     assert ledger.count(new.primary.core) == ledger.count(old.primary.core)
+
+
+def test_a_batch_of_a_cut_history_is_answered_as_it_was_in_all_places() -> None:
+    """One of it changed something, the others were refused, read, and found nothing to remove."""
+    old, new = Cluster(), Cluster()
+    for each in (old, new):
+        each.database(strategy="arbiter")
+        put(each, each.primary.client(client_id=b"first"), "k", "common")
+    common = old.primary.core.state.position
+    assert common is not None
+    kinds = bytes([m.SET, m.GET, m.REMOVE, m.SET])
+    payload = pack([["k", "k", "gone", "k"], ["refused", None, None, "waits"]])
+    conditions = {0: [m.ON_BASE, 99, True], 3: [m.ON_BASE, 99, False]}
+    batch = (m.BATCH, 1, False, kinds, payload, conditions)
+    client = old.primary.client(client_id=b"the writer")
+    before = client.write(*batch)
+    first = before.op_id
+    assert first is not None
+    assert [type(each) for each in before.value()] == [list, bytes, int, list]
+    decide_all(new.primary, cut_off(old.primary, common.seq), common)
+    again = new.primary.client(client_id=b"the writer")
+    after = again.write(*batch, number=before.number)
+    assert (after.op_id, len(after.value())) == (first, 4)
+    refused, _, removed, waits = after.value()
+    assert (refused[0], removed, waits[0]) == (VersionConflict.code, 0, ConflictPending.code)
+    assert waits[2][b"conflict"] == first + 3 * TICK
+    assert states(new.primary) == [("waits", "open")]
+
+
+def test_a_number_that_had_another_kind_of_request_is_no_answer_of_a_batch() -> None:
+    cluster = Cluster()
+    cluster.database(strategy="none")
+    client = cluster.primary.client(client_id=b"the writer")
+    refused = put(cluster, client, "k", "v", 99)
+    assert refused.status == VersionConflict.code
+    cluster.primary.restart()  # its text comes as bytes from the disk
+    cluster.primary.hear(pm.BE_PRIMARY, 1, len(cluster.primary.frames))
+    cluster.primary.hear(pm.ACKED, 1, [], 1)
+    cluster.primary.sync()
+    again = cluster.primary.client(client_id=b"the writer")
+    payload = pack([["k", "l"], ["1", "2"]])
+    reply = again.write(
+        m.BATCH, 1, True, bytes([m.SET, m.SET]), payload, None, number=refused.number
+    )
+    assert reply.status == BadRequest.code
 
 
 def test_a_resolution_whose_conflict_looks_different_now_goes_to_the_ledger() -> None:

@@ -143,6 +143,16 @@ def test_a_request_that_is_twice_in_one_outbox_is_open_once() -> None:
     assert known.verdict(2) == OPEN
 
 
+def test_what_is_known_of_one_of_two_items_for_a_request_goes_for_both() -> None:
+    """The decision of the first was cut off, and came into the outbox as the second; the log begins between them."""
+    state = _state((Epoch(1, 1, 1), 1), last=9)
+    made = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
+    items = [(1, encode_item(made)), (2, encode_item(made._replace(since=Position(1, 1, 1, 7))))]
+    assert Repeats(state, Held(3, items[:1], 5)).verdict(1) == UNKNOWN
+    known = Repeats(state, Held(3, items, 5))
+    assert [known.verdict(1), known.verdict(2)] == [OPEN, LATER]
+
+
 def test_a_client_that_was_forgotten_cannot_ask_again() -> None:
     state = _state((Epoch(1, 1, 1), 1), last=4)
     operation = Operation(m.SET, b"a", b"1", 0, 50)

@@ -119,6 +119,28 @@ def test_what_is_missing_is_read_from_the_log_once_it_is_there(cluster: Cluster)
     assert state_of(replica) == state_of(cluster.primary)
 
 
+def test_a_process_that_its_log_has_left_behind_starts_anew_from_disk(cluster: Cluster) -> None:
+    """It was not handed some entries, and a snapshot has taken their place before it read them."""
+    client = cluster.primary.client()
+    (replica,) = cluster.replicas
+    for value in ("1", "2", "3"):
+        write(client, m.SET, 1, "a", value, None)
+        cluster.primary.sync()
+    missed = cluster.primary.frames[len(replica.frames) :]
+    replica.core.entries_received(missed[1:], replica.now_ns, replica.unix_ms)
+    replica.frames += missed
+    replica.log_begins = len(replica.frames)
+    replica.core.made_durable(len(replica.frames), replica.now_ns)
+    replica.perform()
+    seq = replica.core.stream.last_seq + 1
+    ((watch, first),) = replica.log_reads
+    assert (watch, first) == (0, seq)
+    replica.core.log_read(0, None)
+    out = replica.core.take_output()
+    assert out.restart is not None
+    assert out.log_reads == []
+
+
 def test_a_lost_tail_shows_by_the_beat(cluster: Cluster) -> None:
     client = cluster.primary.client()
     (replica,) = cluster.replicas
