@@ -13,6 +13,7 @@ from nun.errors import (
     BadRequest,
     BatchError,
     BatchRefused,
+    CannotMerge,
     Compacted,
     ConfigError,
     ConnectionLost,
@@ -39,6 +40,7 @@ from nun.errors import (
     VersionConflict,
     WireError,
 )
+from nun.merge import REMOVED
 from nun.position import Position
 from nun.version import VERSION as __version__  # noqa: N811
 
@@ -61,6 +63,7 @@ __all__ = [
     "BadRequest",
     "BatchError",
     "BatchRefused",
+    "CannotMerge",
     "Client",
     "Compacted",
     "ConfigError",
@@ -82,6 +85,7 @@ __all__ = [
     "Overloaded",
     "PermissionDenied",
     "Position",
+    "REMOVED",
     "ReadOnly",
     "RequestError",
     "Result",

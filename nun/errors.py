@@ -20,6 +20,7 @@
       UnknownOutcome          the write may or may not have happened; `.retry()` asks again as the same request
       ConnectionLost          no node could be reached in time; nothing was sent
       BatchError              some operations of a batch failed; `.results` holds each one's result or error
+      CannotMerge             a ready-made arbiter was shown what it cannot merge; names key, found and expected
       WireError               bytes that are no message of this protocol
       StorageError            the files
         DamagedFile           a file disagrees with its checksums; names file, offset and what was expected
@@ -226,6 +227,20 @@ class BatchError(NunError):
     def __init__(self, message: str, results: Any) -> None:
         self.results = results
         super().__init__(message)
+
+
+class CannotMerge(NunError):
+    """A ready-made arbiter (nun/merge.py) was shown what it cannot merge.
+
+    Attributes:
+        key: in conflict. found, expected: in words.
+    """
+
+    def __init__(self, key: Any, found: str, expected: str) -> None:
+        self.key = key
+        self.found = found
+        self.expected = expected
+        super().__init__(f"key {key!r:.60} cannot be merged: found {found}; expected {expected}")
 
 
 class WireError(NunError):

@@ -11,7 +11,7 @@ import pytest
 import nun
 from nun import errors
 
-CLASSES = ["AsyncClient", "Client", "Entry", "Event", "Position", "Result"]
+CLASSES = ["AsyncClient", "Client", "Entry", "Event", "Position", "REMOVED", "Result"]
 
 
 def test_the_list_of_public_names() -> None:
