@@ -22,7 +22,7 @@
       UnknownOutcome          the write may or may not have happened; `.retry()` asks again as the same request
       ConnectionLost          no node could be reached in time; nothing was sent
       BatchError              some operations of a batch failed; `.results` holds each one's result or error
-      CannotMerge             a ready-made handler does not understand the values it is to merge
+      CannotMerge             a ready-made arbiter was shown what it cannot merge; names key, found and expected
       WireError               bytes that are no message of this protocol
       StorageError            the files
         DamagedFile           a file disagrees with its checksums; names file, offset and what was expected
@@ -266,15 +266,17 @@ class BatchError(NunError):
 
 
 class CannotMerge(NunError):
-    """A handler of nun.merge does not understand what it is to merge.
+    """A ready-made arbiter (nun/merge.py) was shown what it cannot merge.
 
     Attributes:
-        key: of the conflict.
+        key: in conflict. found, expected: in words.
     """
 
-    def __init__(self, message: str, key: Any) -> None:
+    def __init__(self, key: Any, found: str, expected: str) -> None:
         self.key = key
-        super().__init__(message)
+        self.found = found
+        self.expected = expected
+        super().__init__(f"key {key!r:.60} cannot be merged: found {found}; expected {expected}")
 
 
 class WireError(NunError):

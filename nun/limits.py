@@ -21,6 +21,7 @@ NAME_BYTES_MAX: Final = 128  # database and user names
 SECRET_BYTES_MAX: Final = 1 * KIB  # tokens and passwords
 PERMISSIONS_BYTES_MAX: Final = 64 * KIB  # one user's permission list
 CLIENT_ID_BYTES_MAX: Final = 64
+MERGED_DIGITS_MAX: Final = 1_000  # of a number that nun/merge.py adds or compares
 KEYS_PAGE_MAX: Final = 10_000  # keys in one answer to `keys`
 KEYS_SCAN_MAX: Final = 200_000  # keys looked at for one answer to `keys`
 

@@ -47,6 +47,7 @@ class Conflict(NamedTuple):
         attempt: of the claim, 0 where there is none.
         state, reason, decider, opened, decided: as the ledger says (times in Unix ms).
         raw: the whole entry of the ledger; empty in the hands of an arbiter.
+        decode: how values are shown, as the client was told.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Conflict(NamedTuple):
     close_call: bool = False
     previous: int = 0
     raw: Any = None
+    decode: str | None = "utf-8"
 
 
 def encoded(value: Any, decoding: Decoding) -> bytes | None:
@@ -84,7 +86,9 @@ def encoded(value: Any, decoding: Decoding) -> bytes | None:
         )
     if isinstance(value, Side):
         value = value.value
-    if decoding.name == "json" and not isinstance(value, str | bytes):
+        if decoding.name == "json":
+            value = json.dumps(value, ensure_ascii=False)
+    elif decoding.name == "json" and not isinstance(value, str | bytes):
         value = json.dumps(value, ensure_ascii=False)
     check_value("", value)
     return value.encode() if isinstance(value, str) else bytes(value)
@@ -126,6 +130,7 @@ class Offer:
                 op_id,
                 self.attempt,
                 "set" if kind == SET else "remove",
+                decode=self._decoding.name,
             )
 
     def answered(self, value: Any) -> None:
@@ -181,6 +186,7 @@ def conflict_of(place: bytes, data: bytes, decoding: Decoding) -> Conflict:
         entry.get("close_call", False),
         entry["previous"],
         entry,
+        decoding.name,
     )
 
 
