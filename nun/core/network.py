@@ -291,7 +291,9 @@ class NetworkCore:
             self.adopter.reading = False
             if frames is None and not self.decides and not self.strayed:
                 # A snapshot has taken the place of what this process was not handed: it is on disk, and only there.
-                self.roles.stray(f"the log no longer reaches back to seq {self.stream.last_seq + 1}")
+                self.roles.stray(
+                    f"the log no longer reaches back to seq {self.stream.last_seq + 1}"
+                )
             if not self.decides and not self.strayed and self.adopter.take(frames or ()):
                 self.release()
                 self.roles.begin_if_ready()
