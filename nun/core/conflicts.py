@@ -173,13 +173,14 @@ class Conflicts:
     ) -> None:
         """One queue, in the order in which each entry names the one before it."""
         queue = self.queues.setdefault(number, {})[key] = Queue()
+        records = self._core.tables[number].records
         previous = next(one for one in after if one not in entries)
         while previous in after:
             previous = after[previous]
             self._add(queue, entries[previous])
-            entry = self._core.ledger.read(number, key, previous)
-            if "base_value" in entry:
-                queue.bases[entry["base"]] = previous
+            base = ledger.base_in(records[entry_key(key, previous)])
+            if base:
+                queue.bases[base] = previous
         assert len(queue.entries) == len(entries), f"the queue of {key!r} is not one chain"
 
     def _add(self, queue: Queue, entry: Open) -> None:

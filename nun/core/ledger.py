@@ -72,6 +72,7 @@ LIFE: Final[dict[str, dict[str, str]]] = {
 }
 KIND_NAMES: Final = {m.SET: "set", m.REMOVE: "remove", m.INCREMENT: "increment"}
 _KINDS: Final = {name: kind for kind, name in KIND_NAMES.items()}
+_BASE: Final = re.compile(rb', "base": (\d+)')
 _HEAD: Final = re.compile(rb'\{"state": "(\w+)", "kind": "(\w+)", "previous": (\d+)')
 
 
@@ -123,6 +124,14 @@ def head_of(packed: bytes | None) -> tuple[str, int, int] | None:
     if found is None:
         return None  # it came from a NunDB directory
     return found[1].decode(), _KINDS[found[2].decode()], int(found[3])
+
+
+def base_in(packed: bytes) -> int:
+    """The op id of the base whose value an entry holds, without reading all of it; 0: it holds none."""
+    if b'"base_value": {' not in packed:  # within a text it would stand with backslashes
+        return 0
+    found = _BASE.search(packed)
+    return 0 if found is None else int(found[1])
 
 
 def entry_of(write: Write, database: str, state: str, previous: int = 0) -> dict[str, Any]:
