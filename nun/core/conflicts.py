@@ -460,7 +460,8 @@ class Conflicts:
                 value, best = write.argument, stamp
             closed.append((one, ledger.EXPIRED, reason))
         op_id = core.stream.clock.reserve(core.unix_ms)
-        made = Write(database, key, m.SET, None, 0, op_id, core.unix_ms, 0, b"", 0)
+        # What waits still is compared with the write whose value this is, not with when it was decided.
+        made = Write(database, key, m.SET, None, 0, op_id, best.at_ms, best.bound_ms, b"", 0)
         self._close(queue, held, made, value, closed, "timeout")
         return True
 
@@ -485,9 +486,9 @@ class Conflicts:
             value, failed = _added(key, value, delta)
             closed.append((one, ledger.REFUSED if failed else ledger.RESOLVED, failed or "added"))
         left = queue.entries[len(closed) :]
-        final = self.made(
-            self._rules[database], by, version if left else version + 1, value, beneath
-        )
+        rules = self._rules[database]
+        rules = rules._replace(signs=rules.signs or (bool(left) and not by.client_id))
+        final = self.made(rules, by, version if left else version + 1, value, beneath)
         new = record.in_conflict(final) if left else final
         core.stream.add((fx.MADE, database, by.op_id, [key], [new], False))
         core.tables[database].replace(key, new)

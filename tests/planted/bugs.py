@@ -31,6 +31,8 @@ _CRASH = ("tests/process/test_crash.py", "-m", "not long")
 _STORIES = ("tests/simulation/test_stories.py",)
 _LIVES = ("tests/simulation/test_seeds.py", "-k", "clusters_keep", "-m", "not long")
 _REPLICATORS = ("tests/unit/core/test_replicator.py", "tests/unit/core/test_promotion.py")
+_CONFLICTS = ("tests/simulation/test_seeds.py", "-k", "clusters_with_conflicts", "-m", "not long")
+_CONFLICT_STORIES = ("tests/simulation/test_conflict_stories.py",)
 _WATCHES = ("tests/unit/client/test_watches.py",)
 _REPLICAS = ("tests/unit/core/test_replicas.py",)
 
@@ -453,7 +455,7 @@ BUGS: tuple[Bug, ...] = (
             tentative =""",
         """        if core.tentative.shown:
             tentative =""",
-        _LIVES,
+        ("tests/unit/core/test_changes_of_primary.py", "-k", "majority_read"),
     ),
     Bug(
         "notice-to-nobody",
@@ -478,5 +480,64 @@ BUGS: tuple[Bug, ...] = (
         "                    begin = self._unproven(data, segment)\n",
         "                    begin = segment.end\n",
         ("tests/unit/storage/test_oplog.py", "-k", "failed_sync"),
+    ),
+    Bug(
+        "resolution-of-what-was-not-shown",
+        "a resolution is carried out though the key holds something else by now",
+        "nun/core/conflicts.py",
+        "        if record.op_id_of(held) != shown and not absent:\n",
+        "        if shown < 0:\n",
+        ("tests/unit/core/test_arbitration.py", "tests/unit/core/test_conflicts.py"),
+    ),
+    Bug(
+        "late-attempt-accepted",
+        "a resolution passes though its claim has ended",
+        "nun/core/arbitration.py",
+        "            elif good:\n",
+        "            elif good or waiting.attempt:\n",
+        _CONFLICT_STORIES,
+    ),
+    Bug(
+        "resolution-closes-too-much",
+        "a resolution closes the entry after those that it names, too",
+        "nun/core/conflicts.py",
+        "            for entry in queue.entries[: len(op_ids)]\n",
+        "            for entry in queue.entries[: len(op_ids) + 1]\n",
+        _CONFLICTS,
+    ),
+    Bug(
+        "claim-outlives-its-arbiter",
+        "what an arbiter had claimed is not offered again when it leaves",
+        "nun/core/conflict_manager.py",
+        """            for key in sorted(arbiter.claims):
+                self._wait_again(key)
+""",
+        "            arbiter.claims.clear()\n",
+        _CONFLICT_STORIES,
+    ),
+    Bug(
+        "ledger-not-replicated",
+        "entries of the ledger stay in the primary's memory",
+        "nun/core/ledger.py",
+        "        core.stream.add((fx.MADE, database, stamp, list(places), new, False))\n",
+        "",
+        _STORIES,
+    ),
+    Bug(
+        "fallback-fires-again",
+        "a deadline that has passed ends what came to the queue later, too",
+        "nun/core/conflicts.py",
+        "            if one.opened_ms + rules.timeout_ms > core.unix_ms:\n",
+        "            if one.opened_ms > core.unix_ms:\n",
+        _CONFLICT_STORIES,
+    ),
+    Bug(
+        "outcome-sent-twice",
+        "the writer of a losing write is told twice",
+        "nun/core/ledger.py",
+        "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
+        "        core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n"
+        "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
+        _STORIES,
     ),
 )

@@ -4,6 +4,7 @@ A1  A key is offered to one arbiter at a time; a claim is good until its lease i
     leaves or gives it back.
 A2  A resolution with an attempt is accepted only if that claim was good when it was asked.
 A3  What an arbiter answers is the merge of what it was shown, and it closes what it names: see `check_merged`.
+A4  Whoever asks is offered at once what is free, but not at once what it has just given back.
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class _Manager:
         self._name = name
         self._core = core
         self._asked: dict[int, tuple[bytes, int]] = {}  # ticket -> arbiter, lease
+        self._asking: dict[
+            int, tuple[bytes, int, list[bytes]]
+        ] = {}  # -> arbiter, database, not these
+        self._open: set[Key] = set()  # keys with something to be asked about
+        self._back: dict[Key, tuple[bytes, int]] = {}  # given back: by whom, when
         self._claims: dict[Key, tuple[bytes, int, int]] = {}  # -> arbiter, attempt, until
         self._said = len(core.out)
         self._hear, self._tick, self._take = core.hear, core.ticked, core.take_output
@@ -97,21 +103,26 @@ class _Manager:
     def hear(self, message: Sequence[Any]) -> None:
         expected: tuple[int, Key, int, bool] | None = None
         match message:
-            case [m.CONFLICTS_ARE, _]:
+            case [m.CONFLICTS_ARE, keys]:
                 self._claims.clear()
+                self._asking.clear()
+                self._open = {(database, key) for database, key, entries, _ in keys if entries}
             case [m.CONFLICT_IS, database, key, entries, _, closed]:
                 if closed or not entries:
                     self._claims.pop((database, key), None)
-            case [m.CLAIM_WANTED, ticket, arbiter, _, _, lease_ms, *_]:
+                (self._open.add if entries else self._open.discard)((database, key))
+            case [m.CLAIM_WANTED, ticket, arbiter, database, _, lease_ms, _, skipped]:
                 self._asked[ticket] = (arbiter, lease_ms * _MS_NS)
+                self._asking[ticket] = (arbiter, database, skipped)
             case [m.CLAIM_RELEASED, arbiter, database, key, attempt]:
                 held = self._claims.get((database, key))
                 if held is not None and held[:2] == (arbiter, attempt):
                     del self._claims[database, key]
+                    self._back[database, key] = (arbiter, self._core.now_ns)
             case [m.ARBITER_GONE, arbiter]:
-                self._claims = {
-                    key: held for key, held in self._claims.items() if held[0] != arbiter
-                }
+                claims, asking = self._claims.items(), self._asking.items()
+                self._claims = {key: held for key, held in claims if held[0] != arbiter}
+                self._asking = {ticket: one for ticket, one in asking if one[0] != arbiter}
             case [m.CLAIM_CHECK, ticket, database, key, attempt]:
                 held = self._claims.get((database, key))
                 good = held is not None and held[1] == attempt
@@ -132,6 +143,8 @@ class _Manager:
         """What it has said just now."""
         said, self._said = self._core.out[self._said :], len(self._core.out)
         for message in said:
+            if message[0] == m.OFFER:
+                self._asking.pop(message[1], None)
             match message:
                 case (m.OFFER, ticket, database, key, attempt) if key is not None:
                     if (database, key) in self._claims:
@@ -145,6 +158,15 @@ class _Manager:
                         raise Failed(f"{self._name} says {message}, expected {expected}")
                     if good:
                         self._all.passed.add((expected[1], expected[2]))
+
+        for arbiter, database, skipped in self._asking.values():
+            for key in self._open - self._claims.keys():
+                by, at_ns = self._back.get(key, (b"", 0))
+                given_back = by == arbiter and self._core.now_ns - at_ns <= 100 * MS
+                if key[0] == database and key[1] not in skipped and not given_back:
+                    raise Failed(
+                        f"{self._name} does not offer {key}, which is free, to {arbiter!r}"
+                    )
 
 
 class Arbiter:
