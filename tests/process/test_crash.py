@@ -122,10 +122,22 @@ def test_1000_crashes_lose_nothing_and_repeat_nothing(start_node: Callable[..., 
 def test_children_die_with_the_supervisor(start_node: Callable[..., Node]) -> None:
     node = start_node()
     before = node.pids()
-    assert set(before) == {"supervisor", "writer", "network"}
+    assert set(before) == {"supervisor", "writer", "network", "conflicts"}
     node.kill("supervisor")  # waits until no process holds the log pipe
     node.restart()
     assert not set(before.values()) & set(node.pids().values())
+
+
+def test_a_dead_conflict_manager_is_started_alone(start_node: Callable[..., Node]) -> None:
+    node = start_node()
+    before = node.pids()
+    mark = node.mark()
+    node.kill("conflicts")
+    node.wait_log("restarting", mark)
+    wait_until(lambda: "conflicts" in node.pids(), "the conflict manager")
+    after = node.pids()
+    assert after.pop("conflicts") != before.pop("conflicts")
+    assert after == before
 
 
 def test_a_dead_child_is_healed_and_the_group_is_new(start_node: Callable[..., Node]) -> None:

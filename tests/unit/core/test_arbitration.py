@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from nun import messages as m
 from nun.core import record
 from nun.core.settings import ConflictSettings
 from nun.errors import (
+    BadRequest,
     ClaimLost,
     ConflictPending,
     PermissionDenied,
@@ -222,3 +224,39 @@ def test_a_dropped_database_tells_who_waited_in_it() -> None:
     two.write(m.DROP_DATABASE, "d").value()
     assert notices(two) == [("refused", b"second")]
     assert driver.core.conflicts.describe()["open"] == 0
+
+
+def test_every_request_of_arbiters_has_a_name_and_a_length() -> None:
+    driver = made()
+    client = driver.client()
+    for kind in (m.CLAIM, m.RESOLVE, m.RELEASE):
+        reply = client.write(kind, 1)
+        assert reply.status == BadRequest.code
+        assert b"is an array of" in reply.result[0]
+    assert client.request(m.CONFLICTS, 1).status == BadRequest.code
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (m.CLAIM, (1, b"", 5, 5)),
+        (m.CLAIM, (1, b"a", -1, 5)),
+        (m.CLAIM, (1, b"a", 5, 0)),
+        (m.CLAIM, (1, b"a", 5, None)),
+        (m.RESOLVE, (1, "k", m.GET, "v", 1, [1], 0)),
+        (m.RESOLVE, (1, "k", m.SET, None, 1, [1], 0)),
+        (m.RESOLVE, (1, "k", m.SET, "v", 1, [], 0)),
+        (m.RESOLVE, (1, "k", m.SET, "v", -1, [1], 0)),
+        (m.RESOLVE, (1, "k", m.SET, "v", 1, ["1"], 0)),
+        (m.RESOLVE, (1, "k", m.SET, "v", 1, [1] * 300, 0)),
+        (m.RESOLVE, (1, "", m.SET, "v", 1, [1], 0)),
+        (m.RELEASE, (1, "a", 5, 5)),
+        (m.RELEASE, (1, b"a", b"k", "5")),
+    ],
+)
+def test_what_arbiters_may_not_say(kind: int, arguments: tuple[Any, ...]) -> None:
+    driver = made()
+    conflict_on(driver)
+    before = driver.core.stream.last_seq
+    assert driver.client().write(kind, *arguments).status == BadRequest.code
+    assert driver.core.stream.last_seq == before
