@@ -487,7 +487,7 @@ class Conflicts:
             closed.append((one, ledger.REFUSED if failed else ledger.RESOLVED, failed or "added"))
         left = queue.entries[len(closed) :]
         rules = self._rules[database]
-        rules = rules._replace(signs=rules.signs or (bool(left) and not by.client_id))
+        rules = rules._replace(signs=rules.signs or not by.client_id)
         final = self.made(rules, by, version if left else version + 1, value, beneath)
         new = record.in_conflict(final) if left else final
         core.stream.add((fx.MADE, database, by.op_id, [key], [new], False))

@@ -57,6 +57,19 @@ class _Change:
             content.extend(bytes(self.offset - len(content)))
         content[self.offset : self.offset + len(self.data)] = self.data
 
+    def after(self, later: _Change) -> list[_Change]:
+        """What can still come of this doomed change once a later one of the same file has come to the disk."""
+        begin, end = later.offset, later.offset + len(later.data or b"")
+        if self.data is None:
+            return [self] if self.offset >= end and later.data is not None else []
+        if later.data is None:
+            end = self.offset + len(self.data)
+        parts = [_Change(self.offset, self.data[: max(begin - self.offset, 0)], True)]
+        if self.offset + len(self.data) > end:
+            skipped = max(end - self.offset, 0)
+            parts.append(_Change(self.offset + skipped, self.data[skipped:], True))
+        return [part for part in parts if part.data]
+
     def apply_torn(self, content: bytearray, rng: random.Random) -> None:
         """A prefix, or any of the sectors."""
         if self.data is None:
@@ -92,10 +105,9 @@ class _Inode:
                 change.apply(self.synced)
         left: list[_Change] = []
         for i, change in enumerate(self.changes):
-            if i < count and not change.doomed and change.data is None:
-                # What a truncation that came to the disk has cut off does not come back, doomed or not.
-                left = [each for each in left if each.offset < change.offset]
-            if i >= count or change.doomed:
+            if i < count and not change.doomed:
+                left = [part for each in left for part in each.after(change)]
+            else:
                 left.append(change)
         self.changes = left
 
