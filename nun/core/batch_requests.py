@@ -346,7 +346,7 @@ class BatchRequests:
                 code, text, key = answers[index]
                 body, waits_for = self._core.data.told(code, text, key, database, waits_for)
                 if code == ConflictPending.code:
-                    op_id = row.op_id + index * TICK
+                    op_id = body[1]["conflict"] = row.op_id + index * TICK
                     self._core.data.name_conflict(body[1], database, key, op_id)
                 answers[index] = [code, *body]
         result: Any = answers

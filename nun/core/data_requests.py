@@ -281,6 +281,10 @@ class DataRequests:
             match result:
                 case [str() | bytes() as text, None | bytes() as key]:
                     result, waits_for = self.told(row.status, text, key, database, waits_for)
+                    if row.status == ConflictPending.code:
+                        result[1]["conflict"] = (
+                            row.op_id
+                        )  # its entry may have been cleaned away since
                     if row.op_id and key is not None:
                         self.name_conflict(result[1], database, key, row.op_id)
                 case _:
@@ -296,9 +300,9 @@ class DataRequests:
         )
 
     def name_conflict(self, fields: dict[str, Any], database: int, key: bytes, op_id: int) -> None:
-        """Adds to a refusal which entry of the ledger is about it, and on which record it was made."""
-        fields["conflict"] = op_id
+        """Adds to a refusal which entry of the ledger is about it, if one is, and on which record it was made."""
         if self._core.ledger.has(database, key, op_id):
+            fields["conflict"] = op_id
             fields["base"] = self._core.ledger.read(database, key, op_id)["base"]
 
     def told(

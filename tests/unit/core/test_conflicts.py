@@ -96,6 +96,15 @@ def test_a_version_is_taken_for_the_record_that_had_it() -> None:
     assert (second["base"], second["base_value"]["value"]) == (base, "1")
 
 
+def test_a_refusal_without_an_entry_names_none() -> None:
+    driver = made(strategy="none")
+    client = driver.client()
+    put(client, "k", "1")
+    refused = put(client, "k", "2", 99)
+    assert refused.status == VersionConflict.code
+    assert b"conflict" not in refused.result[1]
+
+
 def test_keys_that_begin_with_a_dollar_never_open_conflicts() -> None:
     driver = made()
     client = driver.client()
