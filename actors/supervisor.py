@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,7 @@ class Supervisor:
         run_dir: where the sockets between the processes are made.
         log: a structlog logger.
         commands: per child, how it is started.
+        listening: sockets that listen already: the gateway goes on with them, also after it was started anew.
     """
 
     def __init__(
@@ -106,11 +108,13 @@ class Supervisor:
         run_dir: Path,
         log: Any,
         commands: Mapping[str, Sequence[str]] | None = None,
+        listening: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.log = log
         self.commands = commands_of(config) if commands is None else commands
+        self.listening = listening or {}
         self.context: sockets.Context = zmq.Context()
         self.loop = Loop(log=log, story=self.story)
         self.control = sockets.control_router(self.context, run_dir)
@@ -151,10 +155,15 @@ class Supervisor:
 
     def _started(self, name: str, command: Sequence[str]) -> Process:
         """Starts one child. It inherits our signals blocked, and lets them in once it ignores them."""
+        inherited = (
+            {key: each.fileno() for key, each in self.listening.items()}
+            if name == "gateway"
+            else {}
+        )
         reader, writer = os.pipe()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
-            popen = subprocess.Popen(command, stdin=reader)
+            popen = subprocess.Popen(command, stdin=reader, pass_fds=[*inherited.values()])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             os.close(reader)
@@ -163,6 +172,7 @@ class Supervisor:
             "parent": os.getpid(),
             "run_dir": str(self.run_dir),
             "config": config_to_plain(self.config),
+            "listening": inherited,
         }
         write_document(writer, document)
         return Process(popen, writer)
@@ -371,6 +381,23 @@ def main(path: str, overrides: tuple[str, ...]) -> None:
             log.error("config_problem", problem=problem)
         sys.exit(EXIT_CONFIG)
     log = configure_logging(config.log, config.node.name, "supervisor")
+    sys.exit(run_node(config, log))
+
+
+def run_node(
+    config: Config,
+    log: Any,
+    listening: Mapping[str, socket.socket] | None = None,
+    stop_wanted: Callable[[], bool] = bool,
+) -> int:
+    """Runs a node until it stops; returns the exit status.
+
+    Args:
+        config: as checked.
+        log: a structlog logger.
+        listening: sockets that listen already, by the gateway's keys for their addresses.
+        stop_wanted: whether a stop was asked for before this could hear of it.
+    """
     with ExitStack() as stack:
         try:
             run_dir = stack.enter_context(run_directory(Path(config.node.data_dir)))
@@ -381,9 +408,11 @@ def main(path: str, overrides: tuple[str, ...]) -> None:
                 "expected a directory that this user may write",
                 exit_status=EXIT_CANNOT_START,
             )
-            sys.exit(EXIT_CANNOT_START)
-        status = Supervisor(config, run_dir, log).run()
-    sys.exit(status)
+            return EXIT_CANNOT_START
+        supervisor = Supervisor(config, run_dir, log, listening=listening)
+        if stop_wanted():
+            signal.raise_signal(signal.SIGTERM)
+        return supervisor.run()
 
 
 if __name__ == "__main__":

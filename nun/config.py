@@ -31,7 +31,8 @@ _LISTEN = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*):(\d{1,5})\Z
 _SECRETS: Final = ("admin_password", "curve_secret_key")
 
 # A node's name stands in logs, in files' contents and on command lines.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# It may be an address: those of NunDB's clusters are.
+_NAME: Final = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]*\Z")
 _CURVE_KEY_LENGTH: Final = 40
 _EVERYWHERE: Final = ("*", "0.0.0.0", "::")  # hosts to listen on, that nobody can connect to
 
@@ -195,6 +196,15 @@ def load_config(
         value = (environ or {}).get(variable)
         if value:
             _put(document, "security", key, value)
+    return _checked(document, problems)
+
+
+def check_config(document: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Checks a configuration that is made of tables instead of read. Raises ConfigError as `load_config` does."""
+    return _checked({name: dict(table) for name, table in document.items()}, [])
+
+
+def _checked(document: dict[str, Any], problems: list[str]) -> Config:
     _check_names(document, problems)
     config, wrong = _validated(document, problems)
     _check_meaning(config, wrong, problems)
@@ -333,8 +343,8 @@ def _check_meaning(config: Config, wrong: set[str], problems: list[str]) -> None
     """What no single key's type can show."""
     if "node.name" not in wrong and not _NAME.match(config.node.name):
         problems.append(
-            f"node.name: found {config.node.name!r}, expected letters, digits and . _ - "
-            "(a letter or digit first)"
+            f"node.name: found {config.node.name!r}, expected letters, digits and . _ - : [ ] "
+            "(a letter, digit or [ first)"
         )
     storage = config.storage
     sizes_known = not wrong & {"storage.oplog_bytes", "storage.segment_bytes"}

@@ -57,6 +57,7 @@ COMMANDS: Final = {
     "outcomes": ("cluster", "outcomes", "Print what became of a client's losing writes."),
     "status": ("status", "status", "Show how the node is."),
     "keygen": ("keygen", "keygen", "Make a CURVE key pair."),
+    "exec": ("execute", "exec_", "Run commands of NunDB's language over HTTP."),
     "bench": ("bench", "bench", "Measure sets and gets against a running node."),
     "repl": ("repl", "repl", "Type commands at a prompt."),
 }

@@ -560,6 +560,12 @@ class ReplicatorCore:
             None if name is None else f"{name} {self.epoch if self.leads else self.following.epoch}"
         )
         if known != self._reachable:
+            if name is not None and not self.leads:
+                self.note("primary_is", primary=name)
+            elif name is None and self._reachable:
+                last = self._reachable.partition(" ")[0]
+                reason = f"none is elected: wait for {last}, or make another the primary with `nun promote NODE`"
+                self.note("no_primary", level="warning", last=last, reason=reason)
             self._reachable = known
             self.out.to_network.append((pm.PRIMARY_IS, name, address))
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from nun import limits
-from nun.config import Config, config_from_plain, config_to_plain, load_config
+from nun.config import Config, check_config, config_from_plain, config_to_plain, load_config
 from nun.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -418,3 +418,12 @@ def test_nodes_with_keys_know_the_key_of_every_peer(path: Path) -> None:
         path, "", *cluster(curve_public_key=pairs[0][0], peer_public_keys=peers)
     )
     assert problem.startswith("replication.curve_secret_key: found nothing beside the other key")
+
+
+def test_tables_are_checked_as_a_file_is() -> None:
+    name = "[::1]:3014"  # as nodes of NunDB's clusters are called
+    config = check_config({"node": {"name": name}, "log": {"level": "debug"}})
+    assert (config.node.name, config.log.level) == (name, "debug")
+    with pytest.raises(ConfigError) as found:
+        check_config({"node": {"name": "a b"}, "lag": {}})
+    assert [problem.split(":")[0] for problem in found.value.problems] == ["lag", "node.name"]

@@ -227,7 +227,14 @@ def test_commands_are_well_formed_shell(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("nun", "--version"), ("nun", "--help"), ("nun-node", "--help"), ("test", "--version")],
+    [
+        ("nun", "--version"),
+        ("nun", "--help"),
+        ("nun-node", "--help"),
+        ("test", "--version"),
+        ("nun-db", "--version"),
+        ("nun-db", "--help"),
+    ],
 )
 def test_commands_start(name: str, argument: str, tmp_path: Path) -> None:
     """In the environment that runs this test, and from a folder whose files must not be imported."""
