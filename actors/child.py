@@ -47,6 +47,7 @@ class Child:
         name: of the actor.
         config: the node's configuration.
         run_dir: where the sockets between the processes are.
+        secret: that the processes of this node share.
         log: a structlog logger; `debug` says whether it shows debug lines.
         loop: runs this process. Set `loop.story` to what a fault should be told with.
         context: for the sockets; it is closed when the loop has ended.
@@ -57,6 +58,7 @@ class Child:
         self.name: str = document["actor"]
         self.config: Config = config_from_plain(document["config"])
         self.run_dir = Path(document["run_dir"])
+        self.secret: bytes = document["secret"].encode()
         self.siblings: dict[str, int] = {}
         self.log: Any = configure_logging(self.config.log, self.config.node.name, self.name)
         self.debug = self.config.log.level == "debug"
@@ -102,17 +104,22 @@ class Child:
         os._exit(_ORPHANED)
 
 
-def run_child(make: Callable[[Child], Any]) -> NoReturn:
-    """The main function of a child: makes its actor within the loop, runs the loop, and ends the process.
-
-    `make` may call `child.fail` and return. What it returns is kept until the end.
-    """
+def begin_child() -> dict[str, Any]:
+    """The first thing that a child does: signals, its document, and that it does not outlive its supervisor."""
     for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
     document = read_document(sys.stdin.fileno())
     _die_with(document["parent"])
-    child = Child(document)
+    return document
+
+
+def run_child(make: Callable[[Child], Any]) -> NoReturn:
+    """The main function of a child: makes its actor within the loop, runs the loop, and ends the process.
+
+    `make` may call `child.fail` and return. What it returns is kept until the end.
+    """
+    child = Child(begin_child())
     kept: list[Any] = []
     child.loop.call_soon_threadsafe(lambda: kept.append(make(child)))
     status = child.loop.run()

@@ -125,6 +125,7 @@ class Network:
             min_replicas=self.config.replication.min_replicas,
             max_clock_offset_ms=self.config.replication.max_clock_offset_ms,
             conflicts=conflict_settings(self.config.conflicts),
+            gateway_secret=self.child.secret,
             check_interval_s=self.config.replication.check_interval_s if self.clustered else 0.0,
         )
         self.core = NetworkCore(
@@ -207,6 +208,7 @@ class Network:
                 self.child.context,
                 network.listen,
                 security.curve_secret_key,
+                self.child.run_dir,
             )
         except zmq.ZMQError as error:
             self.child.fail(f"cannot listen on {network.listen}: {error.strerror}", 3)

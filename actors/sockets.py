@@ -1,6 +1,6 @@
 """Every socket of a node and every option that matters, in one place; and frames in and out of them, fast.
 
-    client requests   network                 ROUTER, TCP
+    client requests   network                 ROUTER, TCP; and ipc, for this node's own gateway
     op stream         network -> writer       XPUB / SUB, ipc
     op acks           network <-> writer, replicator, conflict manager      ROUTER / DEALER, ipc
     control           supervisor <-> child    ROUTER / DEALER, ipc
@@ -91,8 +91,13 @@ class Sent(enum.Enum):
     FULL = 3  # the peer does not read: its pipe is full
 
 
-def client_requests(context: Context, address: str, curve_secret_key: str = "") -> Socket:
-    """The ROUTER that clients talk to, bound. Raises zmq.ZMQError when the address cannot be had."""
+def client_requests(
+    context: Context, address: str, curve_secret_key: str = "", run_dir: Path | None = None
+) -> Socket:
+    """The ROUTER that clients talk to, bound. Raises zmq.ZMQError when the address cannot be had.
+
+    In `run_dir` it also listens to this node's own gateway, in clear: keys count for what is bound after they were set.
+    """
     options = {
         zmq.ROUTER_MANDATORY: 1,
         zmq.ROUTER_HANDOVER: 0,
@@ -106,10 +111,17 @@ def client_requests(context: Context, address: str, curve_secret_key: str = "") 
         zmq.IPV6: int("[" in address),
     }
     socket = _made(context, zmq.ROUTER, options)
+    if run_dir is not None:
+        _bound(socket, gateway_address(run_dir))
     if curve_secret_key:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, curve_secret_key.encode())
     return _bound(socket, address)
+
+
+def gateway_address(run_dir: Path) -> str:
+    """Where this node's own gateway reaches its network process."""
+    return _ipc(run_dir, "clients")
 
 
 def op_stream_publisher(context: Context, run_dir: Path) -> Socket:

@@ -3,7 +3,7 @@
     starting --- network ready ---> running --- SIGTERM, SIGINT, SIGHUP ---> stopping, one after the other ---> exit 0
         |                              |
         +------- a child dies ---------+---> kill the group, pause, start all again from disk;
-        |                              |        |   a replicator or a conflict manager: it alone
+        |                              |        |   a replicator, a conflict manager or a gateway: it alone
         |                              |        |
         |                              |        +--- more than five times in a minute: exit 4
         |                              +--- RESTART_GROUP ---> the same, on purpose; at most twenty times in a minute
@@ -14,14 +14,15 @@ It never decides about data, and holds none: killing a child loses nothing, sinc
 Exit status: 0 stopped cleanly; 1 stopped by force (a second signal, or a stop that took too long); 2 the
 configuration; 3 cannot start or go on, the log says why; 4 the processes keep dying.
 
-I1  Writer and network process live and die together; replicator and conflict manager do not outlive them, nor take
-    them with them.
+I1  Writer and network process live and die together; replicator, conflict manager and gateway do not outlive them,
+    nor take them with them.
 I2  No child outlives the supervisor, however that ends (actors/child.py).
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -60,27 +61,29 @@ _SAME_SIGNAL_S: Final = 0.3  # terminals and wrappers send one order to stop twi
 _LAST_WORDS_MS: Final = 200
 ORDERED_RESTARTS_MAX: Final = 20
 _STOP_ORDER: Final = (  # the writer gets all that was decided before it ends, and the replicator tells who has it
+    "gateway",
     "network",
     "writer",
     "replicator",
     "conflicts",
 )
-_ALONE: Final = ("replicator", "conflicts")  # what is started anew without the others
+_ALONE: Final = ("gateway", "replicator", "conflicts")  # what is started anew without the others
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 COMMANDS: Final[Mapping[str, Sequence[str]]] = {
     name: (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", f"actors.{name}")
-    for name in ("writer", "network", "replicator", "conflicts")
+    for name in ("writer", "network", "replicator", "conflicts", "gateway")
 }
 
 
 def commands_of(config: Config) -> dict[str, Sequence[str]]:
-    """How each child of a node is started; a node on its own has no replicator."""
-    return {
-        name: command
-        for name, command in COMMANDS.items()
-        if name != "replicator" or config.replication.listen
+    """How each child of a node is started; replicator and gateway only where they have something to do."""
+    gateway = config.gateway
+    wanted = {
+        "replicator": bool(config.replication.listen),
+        "gateway": bool(gateway.tcp or gateway.http or gateway.websocket),
     }
+    return {name: command for name, command in COMMANDS.items() if wanted.get(name, True)}
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Supervisor:
     ) -> None:
         self.config = config
         self.run_dir = run_dir
+        self.secret = secrets.token_hex(16)  # shared by the children of this node
         self.log = log
         self.commands = commands_of(config) if commands is None else commands
         self.listening = listening or {}
@@ -171,6 +175,7 @@ class Supervisor:
             "actor": name,
             "parent": os.getpid(),
             "run_dir": str(self.run_dir),
+            "secret": self.secret,
             "config": config_to_plain(self.config),
             "listening": inherited,
         }

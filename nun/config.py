@@ -118,6 +118,18 @@ class ConflictsConfig:
 
 
 @dataclass(frozen=True)
+class GatewayConfig:
+    """Where NunDB's clients are served; empty: they are not."""
+
+    tcp: str = ""
+    http: str = ""
+    websocket: str = ""
+    connections_max: Count = limits.GATEWAY_CONNECTIONS_MAX
+    local_writes: bool = True
+    keepalive_s: Annotated[float, Ge(1), Le(86_400)] = 60.0
+
+
+@dataclass(frozen=True)
 class SecurityConfig:
     """Who may administer it, and the keys that encrypt the client socket."""
 
@@ -158,6 +170,7 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
     conflicts: ConflictsConfig = field(default_factory=ConflictsConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -169,6 +182,7 @@ _TABLES: Final[dict[str, Any]] = {
     "storage": StorageConfig,
     "replication": ReplicationConfig,
     "conflicts": ConflictsConfig,
+    "gateway": GatewayConfig,
     "security": SecurityConfig,
     "limits": LimitsConfig,
     "log": LogConfig,
@@ -356,8 +370,37 @@ def _check_meaning(config: Config, wrong: set[str], problems: list[str]) -> None
     _check_curve_keys(config.security, wrong, problems)
     if "network.listen" not in wrong:
         _check_listen(config, wrong, problems)
+    for key in ("tcp", "http", "websocket"):
+        if f"gateway.{key}" not in wrong:
+            _check_gateway(config, key, problems)
     if not any(name.startswith("replication.") for name in wrong):
         _check_replication(config, problems)
+
+
+def _check_gateway(config: Config, key: str, problems: list[str]) -> None:
+    """NunDB's clients speak in clear: beyond loopback only where that is said to be meant."""
+    address: str = getattr(config.gateway, key)
+    if not address:
+        return
+    try:
+        host, _ = host_and_port(address)
+    except ValueError:
+        problems.append(f"gateway.{key}: found {address!r}, expected 'host:port' or '' for off")
+        return
+    if not _is_loopback(host) and not config.security.insecure:
+        problems.append(
+            f"gateway.{key}: found {address!r}, which is beyond loopback, where NunDB's clients send tokens in clear; "
+            "expected a loopback address, or security.insecure = true"
+        )
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Reads `host:port`, `[v6]:port`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{address!r} is not host:port")
+    return host, int(port)
 
 
 def _check_replication(config: Config, problems: list[str]) -> None:

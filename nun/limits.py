@@ -21,6 +21,7 @@ NAME_BYTES_MAX: Final = 128  # database and user names
 SECRET_BYTES_MAX: Final = 1 * KIB  # tokens and passwords
 PERMISSIONS_BYTES_MAX: Final = 64 * KIB  # one user's permission list
 CLIENT_ID_BYTES_MAX: Final = 64
+ADDRESS_BYTES_MAX: Final = 256  # of whom the gateway speaks for
 MERGED_DIGITS_MAX: Final = 1_000  # of a number that nun/merge.py adds or compares
 KEYS_PAGE_MAX: Final = 10_000  # keys in one answer to `keys`
 KEYS_SCAN_MAX: Final = 200_000  # keys looked at for one answer to `keys`
@@ -33,6 +34,11 @@ UNFINISHED_BYTES_MAX: Final = (
 DATABASES_MAX: Final = 1_000
 VERSION_MAX: Final = 2**31 - 1
 SESSIONS_MAX: Final = 10_000
+GATEWAY_CONNECTIONS_MAX: Final = 10_000  # of NunDB's clients
+GATEWAY_MESSAGE_BYTES_MAX: Final = 17 * MIB  # one of their frames or lines: a value and its command
+GATEWAY_UNREAD_BYTES_MAX: Final = (
+    16 * MIB
+)  # notices that one of them has not read; more ends its connection
 WATCHES_PER_SESSION_MAX: Final = 1_000
 WATCHES_MAX: Final = 100_000
 WATCH_CREDIT_BYTES_MAX: Final = 16 * MIB  # what a watcher may ask to be sent unread

@@ -20,6 +20,7 @@ PROTOCOL_VERSION: Final = 1
 # Client to node ------------------------------------------------------------------------------------------------
 
 HELLO: Final = 1  # [1, protocol, number, client_id, born, user, password]    born: nil or what HELLO gave before
+#   from the node's own gateway also [its secret, the address that it speaks for]
 PING: Final = 2  # [2, token, number, receipt]       any time; number 0 wants no reply
 HELLO_BEGINS: Final = b"\x97\x01"  # the bytes of one, as every msgpack library writes them
 USE: Final = 3  # [3, token, number, name, user, secret]     user nil: the database's own token

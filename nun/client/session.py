@@ -71,6 +71,7 @@ class Session:
         addresses: of nodes; the next one is tried when one does not answer.
         client_id: with a request's number, what makes a retry the same request.
         user, password: of an administrator, or None.
+        origin: only from a node's own gateway: its secret, and the address that it speaks for.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Session:
         client_id: str | bytes,
         user: str | bytes | None,
         password: str | bytes | None,
+        origin: tuple[bytes, str] | None = None,
     ) -> None:
         self.client_id = client_id
         self.wants_link = True
@@ -92,6 +94,7 @@ class Session:
         self._at = 0
         self._user = user
         self._password = password
+        self._origin = () if origin is None else (origin,)
         self._born: int | None = None
         self._next_number = 1
         self._greeting = 0  # number of the HELLO that waits for its answer
@@ -232,6 +235,7 @@ class Session:
             self._born,
             self._user,
             self._password,
+            *self._origin,
         )
         self.outbox.append((pack(hello), None))
 

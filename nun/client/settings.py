@@ -26,6 +26,7 @@ class Settings:
     timeout: float
     server_key: bytes | None
     decoding: Decoding
+    origin: tuple[bytes, str] | None = field(default=None, repr=False)  # of a node's own gateway
 
     @classmethod
     def checked(
@@ -61,7 +62,7 @@ class Settings:
         return cls(addresses, user, password, raw_id, timeout, key, decoding_named(decode))
 
     def session(self) -> Session:
-        return Session(self.addresses, self.client_id, self.user, self.password)
+        return Session(self.addresses, self.client_id, self.user, self.password, self.origin)
 
     def link(self, address: str) -> Link:
         return Link(address, self.server_key)

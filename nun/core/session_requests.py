@@ -15,6 +15,7 @@ from nun.core.access import Visitor
 from nun.core.sessions import Session
 from nun.errors import AuthError, BadRequest, Overloaded
 from nun.limits import (
+    ADDRESS_BYTES_MAX,
     CLIENT_ID_BYTES_MAX,
     SECRET_BYTES_MAX,
     SESSION_PROBE_S,
@@ -43,9 +44,9 @@ class SessionRequests:
 
     def hello(self, peer: bytes, message: list[Any]) -> None:
         self._core.metrics.requests[m.HELLO] += 1
-        if len(message) != 7:
+        if len(message) not in (7, 8):
             raise BadRequest(f"hello is an array of 7, found {len(message)}")
-        _, protocol, number, client_id, born, user, password = message
+        _, protocol, number, client_id, born, user, password = message[:7]
         if protocol != m.PROTOCOL_VERSION:
             raise BadRequest(
                 f"protocol version {protocol!r} is not spoken here: expected {m.PROTOCOL_VERSION}"
@@ -55,6 +56,8 @@ class SessionRequests:
         if born is not None and (type(born) is not int or not 0 <= born < 2**64):
             raise BadRequest("`born` is nil or what the reply to a hello gave")
         address = self._core.origins.get(peer, "")
+        if len(message) == 8:
+            address = self._spoken_for(message[7])
         admin = user is not None and self._is_admin(user, password, address, client_id)
         previous = self._core.sessions.get(peer)
         if previous is not None:
@@ -86,6 +89,15 @@ class SessionRequests:
             "primary_address": self._core.roles.primary_address,
         }
         self._core.reply(session, number, [session.token, session.born, next_number, node])
+
+    def _spoken_for(self, origin: Any) -> str:
+        """The address that this node's own gateway speaks for. Raises BadRequest to anybody else."""
+        match origin:
+            case [bytes() as secret, bytes() as address] if len(address) <= ADDRESS_BYTES_MAX:
+                known = self._core.settings.gateway_secret
+                if known and self._core.doorkeeper.same(secret, known):
+                    return address.decode("utf-8", "replace")
+        raise BadRequest("hello is an array of 7: only a node's own gateway speaks for others")
 
     def _is_admin(self, user: Any, password: Any, address: str, client_id: bytes) -> bool:
         for what, given in (("user", user), ("password", password)):

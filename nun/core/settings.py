@@ -54,6 +54,7 @@ class Settings:
     max_clock_offset_ms: int = 500
     conflicts: ConflictSettings = field(default_factory=ConflictSettings)
     check_interval_s: float = 0.0  # 0: digests are made when they are asked for
+    gateway_secret: bytes = b""  # what this node's own gateway shows; empty: there is none
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""NunDB's TCP transport: one command a line, replies as lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from nun.gateway.conversation import Conversation
+from nun.gateway.language import Reply
+from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX, KIB
+
+if TYPE_CHECKING:
+    from actors.gateway import Gateway
+
+WAITING_BYTES: Final = 64 * KIB  # commands that wait, before no more are read
+_OK: Final = b"ok \n"
+
+
+def closing(reply: Reply) -> bytes:
+    """The line that ends a command."""
+    return _OK if reply.error is None else b"error %s \n" % reply.error
+
+
+class TcpConnection(asyncio.Protocol):
+    """One client. A line that comes in pieces is one command; what it sends is read as fast as it is answered."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._transport: Any = None
+        self._conversation: Conversation | None = None
+        self._rest = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._stalled = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._conversation = self._gateway.admit(self, str(peer[0]) if peer else "")
+        if self._conversation is None:
+            self._transport.write(b"error too many connections \n")
+            self._transport.close()
+        else:
+            self._transport.write(_OK)
+
+    def data_received(self, data: bytes) -> None:
+        conversation = self._conversation
+        if conversation is None:
+            return
+        head, newline, tail = data.rpartition(b"\n")
+        if not newline:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size > GATEWAY_MESSAGE_BYTES_MAX:
+                self._refuse(f"a command has at most {GATEWAY_MESSAGE_BYTES_MAX} bytes")
+            return
+        whole = b"".join((*self._parts, head))
+        self._parts, self._size = ([tail], len(tail)) if tail else ([], 0)
+        lines = whole.split(b"\n")
+        if not whole.isascii():
+            lines = [line if _is_text(line) else b"\xff" for line in lines]
+        if b"\r" in whole:
+            lines = [line.removesuffix(b"\r") for line in lines]
+        self._feed(conversation, lines)
+
+    def _feed(self, conversation: Conversation, lines: list[bytes]) -> None:
+        conversation.feed(lines)
+        if not conversation.idle:
+            self._transport.pause_reading()
+
+    def _refuse(self, text: str) -> None:
+        self._transport.write(b"error %s \n" % text.encode())
+        self._transport.close()
+
+    def answer(self, replies: Sequence[Reply]) -> None:
+        out: list[bytes] = []
+        for messages, error, _ in replies:
+            out += messages
+            out.append(_OK if error is None else b"error %s \n" % error)
+        self._transport.write(b"".join(out))
+        conversation = self._conversation
+        if conversation is not None and not conversation.queue and not self._stalled:
+            self._transport.resume_reading()
+
+    def notify(self, messages: Sequence[bytes]) -> None:
+        self._transport.write(b"".join([_line(message) for message in messages]))
+        if self._transport.get_write_buffer_size() > GATEWAY_UNREAD_BYTES_MAX:
+            self._gateway.log.warning("slow_reader_dropped", transport="tcp")
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self._stalled = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        if self._conversation is not None and self._conversation.idle:
+            self._transport.resume_reading()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._conversation is not None:
+            self._gateway.left(self._conversation)
+
+    def eof_received(self) -> bool:
+        return False
+
+
+def _line(message: bytes) -> bytes:
+    return message if message.endswith(b"\n") else message + b"\n"
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def serve_tcp(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+    """Listens; returns what ends it. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: TcpConnection(gateway), host, port, backlog=1_024, reuse_address=True
+    )
+
+    async def end() -> None:
+        server.close()
+
+    return end

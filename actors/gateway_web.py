@@ -1,0 +1,229 @@
+"""NunDB's web transports: commands in the body of an HTTP request, and in WebSocket frames; both separated by `;`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
+
+from nun.gateway.conversation import Conversation
+from nun.gateway.language import Reply
+from nun.limits import BATCH_BYTES_MAX, GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
+
+if TYPE_CHECKING:
+    from actors.gateway import Gateway
+
+_TEXT: Final = WSMsgType.TEXT
+_OK: Final = b"ok \n"
+_REPLY_PATIENCE_S: Final = 15.0
+
+
+_REFUSAL: Final = (
+    b"error permission denied \n"  # the one that the npm client refuses any promise for
+)
+_SETTLING: Final = ((), (_OK,), (_REFUSAL,), (_REFUSAL, _OK))
+
+# HTTP
+
+
+class _Collected:
+    """The replies to one request, one element a command."""
+
+    def __init__(self, count: int) -> None:
+        self.elements: list[bytes] = []
+        self._count = count
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def answer(self, replies: Sequence[Reply]) -> None:
+        self.elements += [
+            error if error is not None else messages[0] if messages else b"empty"
+            for messages, error, _ in replies
+        ]
+        if len(self.elements) >= self._count and not self.done.done():
+            self.done.set_result(None)
+
+    def notify(self, messages: Sequence[bytes]) -> None:
+        """A request is over before anybody could read this."""
+
+
+class HttpSide:
+    """Any method, any path: the body counts. Authentication and selection last for one request."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return _response(413, b"a request has at most %d bytes" % BATCH_BYTES_MAX)
+        if not body.isascii():
+            try:
+                body.decode()
+            except UnicodeDecodeError:
+                return _response(500, b"")
+        lines = [part for line in body.split(b";") if (part := line.strip())]
+        if not lines:
+            return _response(200, b"")
+        collected = _Collected(len(lines))
+        conversation = self._gateway.admit(collected, request.remote or "")
+        if conversation is None:
+            return _response(503, b"too many connections")
+        try:
+            conversation.feed(lines)
+            await collected.done
+        finally:
+            self._gateway.left(conversation)
+        return _response(200, b";".join(collected.elements))
+
+
+def _response(status: int, body: bytes) -> web.Response:
+    return web.Response(
+        status=status,
+        body=body,
+        headers={"Content-Type": "text/plain; charset=UTF-8", "Server": "Nun"},
+    )
+
+
+async def serve_http(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+    """Listens; returns what ends it. Raises OSError."""
+    server = web.Server(HttpSide(gateway).handle, access_log=None, client_max_size=BATCH_BYTES_MAX)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port, backlog=1_024, reuse_address=True)
+    try:
+        await site.start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner.cleanup
+
+
+# WebSocket
+
+
+class WebSocketConnection(WSListener):
+    """One client. A frame is one or more commands; each message of a reply is a frame of its own."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._transport: Any = None
+        self._conversation: Conversation | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._stalled = False
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+        peer = transport.underlying_transport.get_extra_info("peername")
+        self._conversation = self._gateway.admit(self, str(peer[0]) if peer else "")
+        if self._conversation is None:
+            transport.send_close(WSCloseCode.TRY_AGAIN_LATER, b"too many connections")
+            transport.disconnect()
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind == WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code())
+            transport.disconnect()
+            return
+        if kind in (WSMsgType.PING, WSMsgType.PONG) or self._conversation is None:
+            return
+        data = frame.get_payload_as_bytes()
+        if not frame.fin or self._parts:
+            whole = self._assembled(data, frame.fin)
+            if whole is None:
+                return
+            data = whole
+        if not data.isascii() and not _is_text(data):
+            self._answered_in_vain(b"error a frame is text in UTF-8 \n")
+            return
+        self._conversation.feed(data.split(b";"))
+        if not self._conversation.idle:
+            transport.underlying_transport.pause_reading()
+
+    def _assembled(self, data: bytes, last: bool) -> bytes | None:
+        """A message of several frames, once it is whole."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > GATEWAY_MESSAGE_BYTES_MAX:
+            self._transport.send_close(WSCloseCode.MESSAGE_TOO_BIG)
+            self._transport.disconnect()
+            self._parts, self._size = [], 0
+            return None
+        if not last:
+            return None
+        whole = b"".join(self._parts)
+        self._parts, self._size = [], 0
+        return whole
+
+    def _answered_in_vain(self, line: bytes) -> None:
+        self._transport.send(_TEXT, line)
+
+    def answer(self, replies: Sequence[Reply]) -> None:
+        send = self._transport.send
+        for messages, error, settles in replies:
+            for message in messages:
+                send(_TEXT, message)
+            if error is None:
+                send(_TEXT, _OK)
+            else:
+                send(_TEXT, b"error %s \n" % error)
+                for frame in _SETTLING[settles]:
+                    send(_TEXT, frame)
+        conversation = self._conversation
+        if conversation is not None and not conversation.queue and not self._stalled:
+            self._transport.underlying_transport.resume_reading()
+
+    def notify(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self._transport.send(_TEXT, message)
+        if self._transport.underlying_transport.get_write_buffer_size() > GATEWAY_UNREAD_BYTES_MAX:
+            self._gateway.log.warning("slow_reader_dropped", transport="websocket")
+            self._transport.disconnect(graceful=False)
+
+    def pause_writing(self) -> None:
+        self._stalled = True
+        self._transport.underlying_transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        if self._conversation is not None and self._conversation.idle:
+            self._transport.underlying_transport.resume_reading()
+
+    def on_ws_disconnected(self, _: WSTransport) -> None:
+        if self._conversation is not None:
+            self._gateway.left(self._conversation)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def serve_websocket(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+    """Listens; returns what ends it. Raises OSError."""
+    keepalive_s = gateway.config.keepalive_s
+    server = await ws_create_server(
+        lambda _: WebSocketConnection(gateway),
+        host,
+        port,
+        max_frame_size=GATEWAY_MESSAGE_BYTES_MAX,
+        enable_auto_pong=True,
+        enable_auto_ping=True,
+        auto_ping_idle_timeout=keepalive_s,
+        auto_ping_reply_timeout=keepalive_s,
+        backlog=1_024,
+        reuse_address=True,
+    )
+
+    async def end() -> None:
+        server.close()
+
+    return end
