@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nun.gateway.conversation import Conversation
 from nun.gateway.language import Reply
-from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX, KIB
+from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
 
 if TYPE_CHECKING:
     from actors.gateway import Gateway
 
-WAITING_BYTES: Final = 64 * KIB  # commands that wait, before no more are read
 _OK: Final = b"ok \n"
 
 
@@ -32,7 +31,8 @@ class TcpConnection(asyncio.Protocol):
         self._rest = b""
         self._parts: list[bytes] = []
         self._size = 0
-        self._stalled = False
+        self._stalled = False  # the client does not read
+        self._paused = False  # nothing is read of it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -66,7 +66,8 @@ class TcpConnection(asyncio.Protocol):
 
     def _feed(self, conversation: Conversation, lines: list[bytes]) -> None:
         conversation.feed(lines)
-        if not conversation.idle:
+        if conversation.full and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
     def _refuse(self, text: str) -> None:
@@ -79,8 +80,14 @@ class TcpConnection(asyncio.Protocol):
             out += messages
             out.append(_OK if error is None else b"error %s \n" % error)
         self._transport.write(b"".join(out))
+        if self._paused:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Reads again, if what was read is done with and the client reads too."""
         conversation = self._conversation
-        if conversation is not None and not conversation.queue and not self._stalled:
+        if conversation is not None and not conversation.full and not self._stalled:
+            self._paused = False
             self._transport.resume_reading()
 
     def notify(self, messages: Sequence[bytes]) -> None:
@@ -91,12 +98,13 @@ class TcpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled = True
-        self._transport.pause_reading()
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._stalled = False
-        if self._conversation is not None and self._conversation.idle:
-            self._transport.resume_reading()
+        self._resume()
 
     def connection_lost(self, _: Exception | None) -> None:
         if self._conversation is not None:

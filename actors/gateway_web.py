@@ -16,15 +16,24 @@ from nun.limits import BATCH_BYTES_MAX, GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREA
 if TYPE_CHECKING:
     from actors.gateway import Gateway
 
-_TEXT: Final = WSMsgType.TEXT
-_OK: Final = b"ok \n"
-_REPLY_PATIENCE_S: Final = 15.0
+_FINAL_TEXT: Final = 0x81
+_SHORT: Final = 126
+_MEDIUM: Final = 65_536
 
 
-_REFUSAL: Final = (
-    b"error permission denied \n"  # the one that the npm client refuses any promise for
-)
-_SETTLING: Final = ((), (_OK,), (_REFUSAL,), (_REFUSAL, _OK))
+def framed(payload: bytes) -> bytes:
+    """A WebSocket text frame as a server sends it (RFC 6455, 5.2)."""
+    size = len(payload)
+    if size < _SHORT:
+        return b"%c%c%b" % (_FINAL_TEXT, size, payload)
+    if size < _MEDIUM:
+        return b"%c%c%b%b" % (_FINAL_TEXT, 126, size.to_bytes(2, "big"), payload)
+    return b"%c%c%b%b" % (_FINAL_TEXT, 127, size.to_bytes(8, "big"), payload)
+
+
+_OK_FRAME: Final = framed(b"ok \n")
+_REFUSAL: Final = framed(b"error permission denied \n")  # what the npm client refuses a promise for
+_SETTLING: Final = ((), (_OK_FRAME,), (_REFUSAL,), (_REFUSAL, _OK_FRAME))
 
 # HTTP
 
@@ -114,7 +123,8 @@ class WebSocketConnection(WSListener):
         self._conversation: Conversation | None = None
         self._parts: list[bytes] = []
         self._size = 0
-        self._stalled = False
+        self._stalled = False  # the client does not read
+        self._paused = False  # nothing is read of it
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -139,11 +149,11 @@ class WebSocketConnection(WSListener):
                 return
             data = whole
         if not data.isascii() and not _is_text(data):
-            self._answered_in_vain(b"error a frame is text in UTF-8 \n")
+            self._write(framed(b"error a frame is text in UTF-8 \n"))
             return
         self._conversation.feed(data.split(b";"))
-        if not self._conversation.idle:
-            transport.underlying_transport.pause_reading()
+        if self._conversation.full:
+            self._pause()
 
     def _assembled(self, data: bytes, last: bool) -> bytes | None:
         """A message of several frames, once it is whole."""
@@ -160,38 +170,48 @@ class WebSocketConnection(WSListener):
         self._parts, self._size = [], 0
         return whole
 
-    def _answered_in_vain(self, line: bytes) -> None:
-        self._transport.send(_TEXT, line)
-
     def answer(self, replies: Sequence[Reply]) -> None:
-        send = self._transport.send
+        out: list[bytes] = []
         for messages, error, settles in replies:
-            for message in messages:
-                send(_TEXT, message)
+            out += map(framed, messages)
             if error is None:
-                send(_TEXT, _OK)
+                out.append(_OK_FRAME)
             else:
-                send(_TEXT, b"error %s \n" % error)
-                for frame in _SETTLING[settles]:
-                    send(_TEXT, frame)
-        conversation = self._conversation
-        if conversation is not None and not conversation.queue and not self._stalled:
-            self._transport.underlying_transport.resume_reading()
+                out.append(framed(b"error %s \n" % error))
+                out += _SETTLING[settles]
+        self._write(b"".join(out))
+        if self._paused:
+            self._resume()
 
     def notify(self, messages: Sequence[bytes]) -> None:
-        for message in messages:
-            self._transport.send(_TEXT, message)
+        self._write(b"".join(map(framed, messages)))
         if self._transport.underlying_transport.get_write_buffer_size() > GATEWAY_UNREAD_BYTES_MAX:
             self._gateway.log.warning("slow_reader_dropped", transport="websocket")
             self._transport.disconnect(graceful=False)
 
+    def _write(self, frames: bytes) -> None:
+        """All at once: a system call a frame would be most of the work."""
+        if not self._transport.is_close_frame_sent:
+            self._transport.underlying_transport.write(frames)
+
     def pause_writing(self) -> None:
         self._stalled = True
-        self._transport.underlying_transport.pause_reading()
+        self._pause()
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.underlying_transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._stalled = False
-        if self._conversation is not None and self._conversation.idle:
+        self._resume()
+
+    def _resume(self) -> None:
+        """Reads again, if what was read is done with and the client reads too."""
+        conversation = self._conversation
+        if conversation is not None and not conversation.full and not self._stalled:
+            self._paused = False
             self._transport.underlying_transport.resume_reading()
 
     def on_ws_disconnected(self, _: WSTransport) -> None:

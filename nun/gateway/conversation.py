@@ -20,7 +20,7 @@ from nun.errors import NunError
 from nun.gateway import language
 from nun.gateway.lanes import OPERATIONS_MAX, Run
 from nun.gateway.language import NO_DATABASE, STALE, Reply, failed
-from nun.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
+from nun.limits import KEY_BYTES_MAX, KIB, VALUE_BYTES_MAX
 from nun.messages import ON_VERSION
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _GET: Final = 0
 _GET_SAFE: Final = 1
+WAITING_MAX: Final = 1_000  # commands of one connection
+WAITING_BYTES_MAX: Final = 64 * KIB
 _READS: Final = {b"get": _GET, b"get-safe": _GET_SAFE}
 _WRITES: Final = {
     b"set": m.SET,
@@ -69,7 +71,7 @@ class Conversation:
         self.selected: Selected | None = None
         self.closed = False
         self.queue: deque[list[bytes]] = deque()
-        self.queued_bytes = 0
+        self.waiting_bytes = 0  # of commands that were taken and not all answered
         self._busy = False
         self._asked_at = 0.0
         self._tellers: list[int] = []
@@ -78,6 +80,7 @@ class Conversation:
     def feed(self, lines: Sequence[bytes]) -> None:
         """Takes commands; each will be answered at the sink."""
         self.queue.extend(map(language.split, lines))
+        self.waiting_bytes += sum(map(len, lines))
         if not self._busy:
             self._go()
 
@@ -93,8 +96,9 @@ class Conversation:
             self.desk.left(self)
 
     @property
-    def idle(self) -> bool:
-        return not self._busy and not self.queue
+    def full(self) -> bool:
+        """Whether so much waits that no more is to be read."""
+        return self.waiting_bytes > WAITING_BYTES_MAX or len(self.queue) > WAITING_MAX
 
     def _go(self) -> None:
         """Begins what comes next."""
@@ -126,10 +130,12 @@ class Conversation:
         self._answer((reply,))
 
     def _answer(self, replies: Sequence[Reply]) -> None:
+        if not self.queue:
+            self.waiting_bytes = 0
+        self._busy = False
         if not self.closed:
             self.sink.answer(replies)
-        self._busy = False
-        if self.queue:
+        if self.queue and not self._busy:
             self._go()
 
     # Reads
