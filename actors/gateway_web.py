@@ -99,7 +99,16 @@ def _response(status: int, body: bytes) -> web.Response:
 
 async def serve_http(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
     """Listens; returns what ends it. Raises OSError."""
-    server = web.Server(HttpSide(gateway).handle, access_log=None, client_max_size=BATCH_BYTES_MAX)
+    loop = asyncio.get_running_loop()
+
+    def request(
+        message: Any, payload: Any, protocol: Any, writer: Any, task: Any
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=BATCH_BYTES_MAX
+        )
+
+    server = web.Server(HttpSide(gateway).handle, request_factory=request, access_log=None)
     runner = web.ServerRunner(server)
     await runner.setup()
     site = web.TCPSite(runner, host, port, backlog=1_024, reuse_address=True)

@@ -35,6 +35,8 @@ ROWS: Final = {
     12: ("watchers", "hot_prefix"),
     13: ("replicas", "acked_by_all"),
     14: ("replicas", "lag_and_catching_up"),
+    15: ("gateway", "http_batches"),
+    16: ("gateway", "websockets"),
     17: ("conflicts", "costs"),
     18: ("conflicts", "queues"),
 }

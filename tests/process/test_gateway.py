@@ -104,6 +104,17 @@ def test_http_gives_one_element_a_command(served: Served) -> None:
     )
 
 
+def test_a_large_body_is_taken_and_one_too_large_refused(served: Served) -> None:
+    value = "v" * 3_000_000
+    assert served.post(f"use-db shop t;set large {value};get large") == (
+        f"empty;empty;value {value}\n"
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        served.post("set large " + "v" * 70_000_000)
+    assert caught.value.code == 413
+    caught.value.close()
+
+
 def test_tcp_ends_each_command_with_one_line(served: Served) -> None:
     with served.line() as line:
         assert line.say("get a", 3) == [
@@ -210,6 +221,7 @@ def test_whatever_is_sent_the_others_are_served(served: Served) -> None:
             served.post(blob)
         except urllib.error.HTTPError as error:
             statuses.add(error.code)
+            error.close()
     assert statuses <= {500}
     assert served.post("use-db shop t;set alive 1;get alive") == "empty;empty;value 1\n"
     assert not [
