@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -94,6 +95,8 @@ async def run(document: dict[str, Any]) -> int:
         config_from_plain(document["config"]).node.name,
         "gateway",
     )
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection is one
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     context: sockets.Context = zmq.Context()

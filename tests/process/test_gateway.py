@@ -16,12 +16,22 @@ from pathlib import Path
 import pytest
 
 import nun
+from tests.support.cluster import Cluster
 from tests.support.node import Node, free_port, seeded, wait_until
 
 pytestmark = pytest.mark.process
 
 NPM_PACKAGE = "nun-db@1.8.3"
 SCRIPT = Path(__file__).parent / "npm" / "client.js"
+
+
+def post(port: int, body: str | bytes) -> str:
+    """What the gateway says to commands over HTTP."""
+    data = body.encode() if isinstance(body, str) else body
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/any/path", data)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 class Served(Node):
@@ -42,11 +52,7 @@ class Served(Node):
             return False
 
     def post(self, body: str | bytes) -> str:
-        data = body.encode() if isinstance(body, str) else body
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['http']}/any/path", data)
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            text: str = answer.read().decode()
-            return text
+        return post(self.ports["http"], body)
 
     def admin(self, commands: str) -> str:
         return self.post(f"auth nun nun-pwd;{commands}").removeprefix("valid auth\n;")
@@ -258,15 +264,50 @@ def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PREPARE = (
+    "create-db sample sample-pwd;use-db sample sample-pwd;create-user client client-pwd;"
+    "set-permissions client r *|rwx client-*;create-db merged arb-pwd arbiter"
+)
+
+
 def test_the_published_client_works(served: Served, npm: Path) -> None:
-    served.admin(
-        "create-db sample sample-pwd;use-db sample sample-pwd;create-user client client-pwd;"
-        "set-permissions client r *|rwx client-*;create-db arb arb-pwd arbiter"
-    )
-    served.admin("use-db arb t;set $$token arb-pwd")
-    url = f"ws://127.0.0.1:{served.ports['websocket']}"
+    served.admin(PREPARE)
+    drive(npm, served.ports["websocket"])
+
+
+def test_the_published_client_works_on_three_nodes(tmp_path: Path, npm: Path) -> None:
+    """Writers and the arbiter on different nodes; most on replicas."""
+    ports = [(free_port(), free_port()) for _ in range(3)]
+    each = {
+        number: {"gateway": {"http": f"127.0.0.1:{http}", "websocket": f"127.0.0.1:{websocket}"}}
+        for number, (http, websocket) in enumerate(ports, 1)
+    }
+    with Cluster(tmp_path, each=each) as cluster:
+        cluster.wait_role(1, "replica")
+        wait_until(lambda: post(ports[1][0], "auth nun nun-pwd") == "valid auth\n", "a gateway")
+        assert "create-db success" in post(ports[1][0], "auth nun nun-pwd;" + PREPARE)
+        told = post(ports[1][0], "auth nun nun-pwd;cluster-state").partition(";")[2]
+        assert "node1(Connected):Primary, node2(self):Secoundary , node3" in told
+        cluster.wait_same()
+        drive(npm, *(websocket for _, websocket in (ports[1], ports[0], ports[2])))
+        told = post(ports[0][0], "use-db merged arb-pwd;set-safe name 1 v1;get-safe name")
+        assert told == "empty;empty;value-version 2 v1\n"
+        cluster.wait_same()
+        told = post(ports[2][0], "use-db merged arb-pwd;set-safe name 0 v2;set-safe name 0 v3")
+        first, second = (one.rpartition(" ")[2] for one in told.split(";")[1:])
+        cluster.wait_decided()
+        cluster.wait_same()
+        for http, _ in ports:
+            told = post(http, f"use-db merged arb-pwd;get {first};get {second}")
+            assert "merged 2 name v1 v2\n" in told
+            assert f"name {first} v3\n" in told
+
+
+def drive(npm: Path, *ports: int) -> None:
+    """Runs the script with the published client, and looks at what it has found."""
+    urls = [f"ws://127.0.0.1:{port}" for port in ports]
     run = subprocess.run(
-        ["node", "client.js", url],
+        ["node", "client.js", *urls],
         cwd=npm, capture_output=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr.decode()[-2_000:]

@@ -46,21 +46,21 @@ async function refusals() {
 }
 
 async function arbiter() {
-  const merges = open('arb', 'arb-pwd');
+  const merges = open('merged', 'arb-pwd');
   let merged = 0;
   await merges.becameArbiter(async ({ values }) => {
     merged += 1;
     const all = values.flatMap(value => (value && value.value) || []);
     return { _id: Date.now() + merged, value: [...new Set(all)].sort() };
   });
-  const first = open('arb', 'arb-pwd');
+  const first = open('merged', 'arb-pwd');
   await first.setValue('set', ['start']);
   await first.setValue('set', ['start']);
   const wanted = ['start'];
   const promises = [];
   for (let index = 0; index < 60; index++) {
     wanted.push('e' + index);
-    promises.push(open('arb', 'arb-pwd', undefined, index).setValueSafe('set', ['e' + index], 1));
+    promises.push(open('merged', 'arb-pwd', undefined, index).setValueSafe('set', ['e' + index], 1));
   }
   const settled = await Promise.race([Promise.allSettled(promises), pause(20000).then(() => null)]);
   const state = await until(async () => {
