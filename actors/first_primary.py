@@ -41,7 +41,7 @@ SILENCE_S: Final = 30.0
 PAUSE_S: Final = 0.1
 TELL_EVERY_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 65_536
-_PRIMARY = re.compile(r"(\S+?)(?:\((?:self|Connected)\))?:Primary\b")
+_PRIMARY = re.compile(r"(\S+)\((?:self|Connected)\):Primary\b")
 
 
 class Age(NamedTuple):

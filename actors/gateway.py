@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,6 +34,7 @@ from nun.gateway.desk import Desk
 _ADMITTED_AGAIN_S: Final = 60.0  # a refusal for want of room is logged once in this time
 _LISTEN_PATIENCE_S: Final = 5.0
 _CANNOT_START: Final = 3
+_BACKLOG: Final = 1_024
 
 
 class Gateway:
@@ -88,6 +90,14 @@ async def _bound(what: str, begin: Callable[[], Awaitable[Any]]) -> Any:
         await asyncio.sleep(0.1)
 
 
+def _where(address: str, descriptor: int | None) -> dict[str, Any]:
+    """Where to listen: the socket that the supervisor listens on already, if it has one for this."""
+    if descriptor is not None:
+        return {"sock": socket.socket(fileno=descriptor), "backlog": _BACKLOG}
+    host, port = host_and_port(address)
+    return {"host": host, "port": port, "backlog": _BACKLOG, "reuse_address": True}
+
+
 async def run(document: dict[str, Any]) -> int:
     """Serves until the supervisor orders a stop; the exit status."""
     log = configure_logging(
@@ -124,9 +134,9 @@ async def run(document: dict[str, Any]) -> int:
         for name, begin in begins.items():
             address = getattr(gateway.config, name)
             if address:
-                host, port = host_and_port(address)
                 what = f"gateway.{name}: cannot listen on {address}"
-                servers.append(await _bound(what, partial(begin, gateway, host, port)))
+                where = _where(address, document["listening"].get(name))
+                servers.append(await _bound(what, partial(begin, gateway, where)))
         log.info(
             "gateway_ready",
             **{name: getattr(gateway.config, name) for name in begins},

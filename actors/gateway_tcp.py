@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nun.gateway.conversation import Conversation
@@ -126,12 +126,10 @@ def _is_text(line: bytes) -> bool:
     return True
 
 
-async def serve_tcp(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+async def serve_tcp(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[], Awaitable[None]]:
     """Listens; returns what ends it. Raises OSError."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: TcpConnection(gateway), host, port, backlog=1_024, reuse_address=True
-    )
+    server = await loop.create_server(lambda: TcpConnection(gateway), **where)
 
     async def end() -> None:
         server.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -97,7 +97,7 @@ def _response(status: int, body: bytes) -> web.Response:
     )
 
 
-async def serve_http(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[], Awaitable[None]]:
     """Listens; returns what ends it. Raises OSError."""
     loop = asyncio.get_running_loop()
 
@@ -111,7 +111,7 @@ async def serve_http(gateway: Gateway, host: str, port: int) -> Callable[[], Awa
     server = web.Server(HttpSide(gateway).handle, request_factory=request, access_log=None)
     runner = web.ServerRunner(server)
     await runner.setup()
-    site = web.TCPSite(runner, host, port, backlog=1_024, reuse_address=True)
+    site = web.SockSite(runner, **where) if "sock" in where else web.TCPSite(runner, **where)
     try:
         await site.start()
     except OSError:
@@ -236,20 +236,19 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-async def serve_websocket(gateway: Gateway, host: str, port: int) -> Callable[[], Awaitable[None]]:
+async def serve_websocket(
+    gateway: Gateway, where: Mapping[str, Any]
+) -> Callable[[], Awaitable[None]]:
     """Listens; returns what ends it. Raises OSError."""
     keepalive_s = gateway.config.keepalive_s
     server = await ws_create_server(
         lambda _: WebSocketConnection(gateway),
-        host,
-        port,
         max_frame_size=GATEWAY_MESSAGE_BYTES_MAX,
         enable_auto_pong=True,
         enable_auto_ping=True,
         auto_ping_idle_timeout=keepalive_s,
         auto_ping_reply_timeout=keepalive_s,
-        backlog=1_024,
-        reuse_address=True,
+        **where,
     )
 
     async def end() -> None:

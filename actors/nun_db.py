@@ -45,9 +45,13 @@ class CannotListen(Exception):
 def listen(variable: str, address: Address) -> socket.socket:
     """A socket that listens. Raises CannotListen."""
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             address.bare_host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        )
+        # One of them, as NunDB does: 127.0.0.1 for `localhost`, whichever the system names first.
+        family, kind, protocol, _, where = min(
+            addresses, key=lambda each: each[0] != socket.AF_INET
+        )
         found = socket.socket(family, kind, protocol)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

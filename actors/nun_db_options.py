@@ -272,6 +272,7 @@ def document_of(
             "tcp": str(options.tcp),
             "http": str(options.http),
             "websocket": str(options.websocket),
+            "advertise": "" if options.external.everywhere else str(options.external),
         },
         "storage": {
             "snapshot_interval_s": float(options.snapshot_interval_s),

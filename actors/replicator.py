@@ -64,6 +64,7 @@ class Replicator:
             client=config.network.advertise or config.network.listen,
             max_clock_offset_ms=replication.max_clock_offset_ms,
             echo_above=replication.echo_above,
+            gateway=config.gateway.advertise,
         )
         self.core = ReplicatorCore(settings, time.monotonic_ns(), _unix_us(), _random)
         context, run_dir = child.context, child.run_dir

@@ -124,6 +124,7 @@ class GatewayConfig:
     tcp: str = ""
     http: str = ""
     websocket: str = ""
+    advertise: str = ""  # empty: other nodes call this one by its name
     connections_max: Count = limits.GATEWAY_CONNECTIONS_MAX
     local_writes: bool = True
     keepalive_s: Annotated[float, Ge(1), Le(86_400)] = 60.0
@@ -370,6 +371,8 @@ def _check_meaning(config: Config, wrong: set[str], problems: list[str]) -> None
     _check_curve_keys(config.security, wrong, problems)
     if "network.listen" not in wrong:
         _check_listen(config, wrong, problems)
+    if config.gateway.advertise and "gateway.advertise" not in wrong:
+        _check_gateway_advertised(config.gateway.advertise, problems)
     for key in ("tcp", "http", "websocket"):
         if f"gateway.{key}" not in wrong:
             _check_gateway(config, key, problems)
@@ -391,6 +394,17 @@ def _check_gateway(config: Config, key: str, problems: list[str]) -> None:
         problems.append(
             f"gateway.{key}: found {address!r}, which is beyond loopback, where NunDB's clients send tokens in clear; "
             "expected a loopback address, or security.insecure = true"
+        )
+
+
+def _check_gateway_advertised(address: str, problems: list[str]) -> None:
+    try:
+        host, _ = host_and_port(address)
+    except ValueError:
+        host = "*"
+    if host in _EVERYWHERE:
+        problems.append(
+            f"gateway.advertise: found {address!r}, expected 'host:port' that others can connect to"
         )
 
 

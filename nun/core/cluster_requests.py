@@ -112,6 +112,7 @@ class ClusterRequests:
             "name": core.settings.name,
             "number": core.number,
             "address": core.settings.address,
+            "gateway": None,
             "role": core.roles.name,
             "epoch": str(core.stream.epoch),
             "position": str(core.state.position),

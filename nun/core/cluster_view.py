@@ -48,6 +48,7 @@ class ClusterView:
             )
             told: dict[str, Any] = {
                 "address": self._core.settings.client,
+                "gateway": self._core.settings.gateway or None,
                 "epoch": str(self._core.epoch),
                 "link": "self",
                 "clock_offset_ms": 0.0,
@@ -61,6 +62,7 @@ class ClusterView:
             problem = peer.problem or problem
             told = {
                 "address": peer.client or None,
+                "gateway": peer.gateway or None,
                 "epoch": None if peer.epoch is None else str(peer.epoch),
                 "link": "up" if peer.is_there(self._core.now_ns) else "down",
                 "clock_offset_ms": None if best is None else best.offset_us / 1e3,
@@ -72,8 +74,8 @@ class ClusterView:
             problem = (
                 "it is a member, and the configuration of the node that was asked does not name it"
             )
-            told = {"address": None, "epoch": None, "link": "down", "clock_offset_ms": None, "clock_bound_ms": None,
-                    "self": False}  # fmt: skip
+            told = {"address": None, "gateway": None, "epoch": None, "link": "down",
+                    "clock_offset_ms": None, "clock_bound_ms": None, "self": False}  # fmt: skip
         lag = self._lag(name, durable)
         digest = self._digest_of(name)
         problem = self._difference(name) or problem

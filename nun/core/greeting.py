@@ -39,6 +39,7 @@ class Greetings:
             "promise": self._core.promise,
             "publish": self._core.settings.publish,
             "client": self._core.settings.client,
+            "gateway": self._core.settings.gateway,
             "version": VERSION,
             "primary": self._primary_name(),
             "digest": self._core.digest,

@@ -39,6 +39,7 @@ class Peer:
     promise: tuple[int, int] | None = None
     publish: str = ""
     client: str = ""
+    gateway: str = ""
     version: str = ""
     primary: str | None = None
     digest: Digest | None = None
@@ -65,9 +66,10 @@ class Peer:
             case {
                 b"role": int() as role, b"last": last, b"promise": promise, b"durable": int() as durable,
                 b"settled": int() as settled, b"publish": bytes() as publish, b"client": bytes() as client,
-                b"version": bytes() as version, b"primary": (None | bytes()) as primary, b"digest": digest,
+                b"gateway": bytes() as gateway, b"version": bytes() as version,
+                b"primary": (None | bytes()) as primary, b"digest": digest,
             } if role in pm.ROLE_NAMES:  # fmt: skip
-                texts = (publish.decode(), client.decode(), version.decode())
+                texts = (publish.decode(), client.decode(), gateway.decode(), version.decode())
                 name = None if primary is None else primary.decode()
                 known = None if epoch is None else epoch_from(epoch)
                 newest = position_from(last)
@@ -76,7 +78,7 @@ class Peer:
             case _:
                 raise ValueError("expected what a node says of itself")
         self.role, self.durable, self.settled = role, durable, settled
-        self.publish, self.client, self.version = texts
+        self.publish, self.client, self.gateway, self.version = texts
         self.primary, self.epoch, self.last, self.promise = name, known, newest, given
         self.digest = made
 

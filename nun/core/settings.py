@@ -65,6 +65,7 @@ class ReplicatorSettings:
         primary: the name of the first primary.
         peers: the other nodes, name -> listen address.
         publish, client: this node's addresses, for the others to know.
+        gateway: what `cluster-state` calls it, for the others to know; empty: its name.
         echo_above: values of so many bytes do not travel back to where they came from.
     """
 
@@ -75,6 +76,7 @@ class ReplicatorSettings:
     client: str
     max_clock_offset_ms: int = 500
     echo_above: int = 4_096
+    gateway: str = ""
     greet_ms: int = 200
     beat_ms: int = 100
     ask_peers_ms: int = 1_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
@@ -384,15 +384,22 @@ async def _snapshot(desk: Desk, conversation: Conversation, parts: list[bytes]) 
 async def _cluster_state(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
     """Members by name; a node in NunDB's place is called by its TCP address."""
     entries = []
-    for member in sorted(await desk.doors.admin.cluster(), key=lambda one: str(one["name"])):
-        name = member["name"]
+    members = await desk.doors.admin.cluster()
+    for member in sorted(members, key=_called):
+        name = _called(member)
         role = _ROLES.get(str(member.get("role")), "StartingUp")
-        if name == desk.node:
+        if member["name"] == desk.node:
             entries.append(f" {name}(self):{role} ,")
-        else:
-            link = "Connected" if member.get("link") == "up" else "Disconnected"
-            entries.append(f" {name}({link}):{role},")
+        elif member.get("link") == "up":
+            entries.append(f" {name}(Connected):{role},")
+        else:  # what it was last is not what it is: NunDB's programs take whoever is called Primary for it
+            entries.append(f" {name}(Disconnected):StartingUp,")
     return said(f"cluster-state {''.join(entries)}\n".encode())
+
+
+def _called(member: Mapping[str, Any]) -> str:
+    """What a node is called here: the address that it says it has for NunDB's clients, or its name."""
+    return str(member.get("gateway") or member["name"])
 
 
 _ROLES: Final = {"primary": "Primary", "replica": "Secoundary"}
@@ -451,7 +458,9 @@ async def _set_primary(desk: Desk, conversation: Conversation, parts: list[bytes
     name = _part(parts, 1)
     if not name:
         return failed("set-primary must contain the name of a node")
-    await desk.doors.admin.promote(name.decode("utf-8", "replace"))
+    called = name.decode("utf-8", "replace")
+    names = {_called(member): str(member["name"]) for member in await desk.doors.admin.cluster()}
+    await desk.doors.admin.promote(names.get(called, called))
     return DONE
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-CHILDREN = ("writer", "network", "replicator", "conflicts")
+CHILDREN = ("writer", "network", "replicator", "conflicts", "gateway")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -140,6 +140,10 @@ class Node:
     def __exit__(self, *failure: object) -> None:
         self.close()
 
+    def command(self) -> list[str]:
+        """What starts the node."""
+        return [sys.executable, "-m", "actors.supervisor", "--config", str(self.config)]
+
     def launch(self, *arguments: str) -> Self:
         """Starts the processes and does not wait."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
@@ -151,7 +155,7 @@ class Node:
         self._mark = len(self.lines)
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "actors.supervisor", "--config", str(self.config), *arguments],
+            [*self.command(), *arguments],
             cwd=self.root,
             env=environ,
             stdin=subprocess.DEVNULL,

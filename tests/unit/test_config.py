@@ -97,6 +97,8 @@ def test_sizes_are_numbers_or_texts(path: Path, text: str, expected: int) -> Non
         ("node.name", "'-a'", "letters, digits"),
         ("node.name", "'a\\n'", "letters, digits"),
         ("node.data_dir", "''", "a text"),
+        ("gateway.advertise", "'0.0.0.0:3014'", "that others can connect to"),
+        ("gateway.advertise", "'3014'", "that others can connect to"),
         ("network.listen", "5701", "a text"),
         ("network.listen", "'127.0.0.1:5701'", "tcp://HOST:PORT"),
         ("network.listen", "'tcp://127.0.0.1'", "tcp://HOST:PORT"),

@@ -147,6 +147,10 @@ class TestAsk:
             assert ask("127.0.0.1", port, ME, "u", "pw") == Running(primary)
             assert running.received == ["election starting 50 me", "auth u pw", "cluster-state"]
 
+    def test_one_that_is_gone_is_no_primary(self) -> None:
+        with gateway("dead(Disconnected):Primary, b") as (_, port):
+            assert ask("127.0.0.1", port, ME, "u", "pw") == Running("b")
+
     def test_one_with_another_administrator(self) -> None:
         with gateway(None) as (_, port), pytest.raises(WrongPassword, match=str(port)):
             ask("127.0.0.1", port, ME, "u", "wrong")

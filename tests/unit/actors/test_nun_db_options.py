@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import zmq
 
 from actors.nun_db_options import Options, document_of, link_keys, options_from
+from nun.config import check_config
 from nun.errors import ConfigError
 
 ADMIN = {"NUN_USER": "mary", "NUN_PWD": "pw"}
@@ -133,3 +135,14 @@ def test_the_keys_of_the_links_follow_from_user_and_password() -> None:
     assert zmq.curve_public(secret.encode()).decode() == public
     assert link_keys("mary", "pw") == (public, secret)
     assert len({link_keys("mary", "pw2"), link_keys("joe", "pw"), (public, secret)}) == 3
+
+
+@pytest.mark.parametrize("tcp", ["127.0.0.1:3017", "0.0.0.0:3017"])
+@pytest.mark.parametrize("replicate", ["", THREE, "[::1]:3016,127.0.0.1:3017"])
+def test_the_configuration_is_a_good_one(tcp: str, replicate: str) -> None:
+    found = options(NUN_TCP_ADDR=tcp, NUN_REPLICATE_ADDR=replicate)
+    tables = document(found, bound_host=found.tcp.host)
+    config = check_config(tables)
+    assert asdict(config)["node"]["name"] == found.name
+    assert config.gateway.tcp == tcp
+    assert config.security.admin_user == "mary"

@@ -16,7 +16,7 @@ from tests.support.replicators import Cluster
 MESSAGES = 30_000
 STATE = {
     b"role": 1, b"last": [1, 1, 1, 3], b"durable": 3, b"settled": 3, b"promise": None, b"publish": b"p",
-    b"client": b"c", b"version": b"v", b"primary": None,
+    b"client": b"c", b"gateway": b"", b"version": b"v", b"primary": None,
 }  # fmt: skip
 ABOUT = [pm.PEER_PROTOCOL_VERSION, b"", b"node2", 2, b"d" * 16, 1, STATE]
 EPOCH = [1, 1, 1]
