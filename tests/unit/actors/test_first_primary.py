@@ -283,6 +283,26 @@ def test_the_next_oldest_takes_the_place_of_one_that_is_gone() -> None:
     assert second.found == "b"
 
 
+def test_one_that_came_after_it_was_asked_for_is_heard_of_by_its_own_question() -> None:
+    """b finds nobody at a's address, and is held up by c; meanwhile a, which is older, comes and asks."""
+    ages = [Age(1, "a"), Age(2, "b"), Age(3, "c")]
+    peers = cluster(ages)
+    with listening(peers[2].port) as c:
+        second = Starter(ages[1], peers[1].port, [peers[0], peers[2]], 0.0)
+        try:
+            held_up, _ = c.accept()
+            wait_until(lambda: second.log.lines, "a to be found absent")
+            assert second.log.lines[0][1]["node_asked"] == "a"
+            assert ask("127.0.0.1", peers[1].port, ages[0], "u", "pw") == Starting(ages[1])
+            with held_up:
+                held_up.sendall(b"220 no node\n")
+            wait_until(lambda: len(second.log.lines) > 2 or second.found, "what follows from it")
+            assert second.found is None
+            assert second.log.lines[2][1]["waits_for"] == "a"
+        finally:
+            second.end()
+
+
 def test_silence_counts_as_absence_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.first_primary.REPLY_S", 0.05)
     monkeypatch.setattr("actors.first_primary.SILENCE_S", 0.3)
