@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PEER_PROTOCOL_VERSION: Final = 2
+PEER_PROTOCOL_VERSION: Final = 3
 
 # Replicator and network process (the network's ack ROUTER, the replicator's DEALER with routing id b"replicator") ---
 
