@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nun.gateway.conversation import Conversation
-from nun.gateway.language import Reply
+from nun.gateway.language import Reply, lines_in
 from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
 
 if TYPE_CHECKING:
     from actors.gateway import Gateway
 
 _OK: Final = b"ok \n"
-
-
-def closing(reply: Reply) -> bytes:
-    """The line that ends a command."""
-    return _OK if reply.error is None else b"error %s \n" % reply.error
 
 
 class TcpConnection(asyncio.Protocol):
@@ -28,14 +24,19 @@ class TcpConnection(asyncio.Protocol):
         self._gateway = gateway
         self._transport: Any = None
         self._conversation: Conversation | None = None
-        self._rest = b""
         self._parts: list[bytes] = []
         self._size = 0
         self._stalled = False  # the client does not read
         self._paused = False  # nothing is read of it
+        self._ended = False  # it says no more, and may still listen
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        link = transport.get_extra_info("socket")
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # half-open ones end
+        link.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(self._gateway.config.keepalive_s)
+        )
         peer = transport.get_extra_info("peername")
         self._conversation = self._gateway.admit(self, str(peer[0]) if peer else "")
         if self._conversation is None:
@@ -57,9 +58,7 @@ class TcpConnection(asyncio.Protocol):
             return
         whole = b"".join((*self._parts, head))
         self._parts, self._size = ([tail], len(tail)) if tail else ([], 0)
-        lines = whole.split(b"\n")
-        if not whole.isascii():
-            lines = [line if _is_text(line) else b"\xff" for line in lines]
+        lines = lines_in(whole, b"\n")
         if b"\r" in whole:
             lines = [line.removesuffix(b"\r") for line in lines]
         self._feed(conversation, lines)
@@ -82,6 +81,8 @@ class TcpConnection(asyncio.Protocol):
         self._transport.write(b"".join(out))
         if self._paused:
             self._resume()
+        if self._ended and self._conversation is not None and self._conversation.idle:
+            self._transport.close()
 
     def _resume(self) -> None:
         """Reads again, if what was read is done with and the client reads too."""
@@ -98,12 +99,16 @@ class TcpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled = True
+        if self._conversation is not None:
+            self._conversation.stalled = True
         if not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._stalled = False
+        if self._conversation is not None:
+            self._conversation.resume()
         self._resume()
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -111,19 +116,16 @@ class TcpConnection(asyncio.Protocol):
             self._gateway.left(self._conversation)
 
     def eof_received(self) -> bool:
-        return False
+        """What was sent before the end is done and answered."""
+        self._ended = True
+        return self._conversation is not None and not self._conversation.idle
+
+    def drop(self) -> None:
+        self._transport.abort()
 
 
 def _line(message: bytes) -> bytes:
     return message if message.endswith(b"\n") else message + b"\n"
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 async def serve_tcp(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[], Awaitable[None]]:

@@ -10,12 +10,17 @@ from aiohttp import web
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
 
 from nun.gateway.conversation import Conversation
-from nun.gateway.language import Reply
+from nun.gateway.language import Reply, is_text, lines_in
 from nun.limits import BATCH_BYTES_MAX, GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
 
 if TYPE_CHECKING:
     from actors.gateway import Gateway
 
+_SHUTDOWN_S: Final = 5.0  # for requests under way
+_NOT_SENT: Final = (  # they say how a connection ended without a code
+    WSCloseCode.NO_INFO,
+    WSCloseCode.ABNORMAL_CLOSURE,
+)
 _FINAL_TEXT: Final = 0x81
 _SHORT: Final = 126
 _MEDIUM: Final = 65_536
@@ -35,27 +40,37 @@ _OK_FRAME: Final = framed(b"ok \n")
 _REFUSAL: Final = framed(b"error permission denied \n")  # what the npm client refuses a promise for
 _SETTLING: Final = ((), (_OK_FRAME,), (_REFUSAL,), (_REFUSAL, _OK_FRAME))
 
+_TOO_LONG: Final = b"the reply has more than %d bytes" % BATCH_BYTES_MAX
+
 # HTTP
 
 
 class _Collected:
-    """The replies to one request, one element a command."""
+    """The replies to one request, one element a command. What does not fit into the reply any more is said to be so."""
 
     def __init__(self, count: int) -> None:
         self.elements: list[bytes] = []
+        self._size = 0
         self._count = count
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answer(self, replies: Sequence[Reply]) -> None:
-        self.elements += [
+        elements = [
             error if error is not None else messages[0] if messages else b"empty"
             for messages, error, _ in replies
         ]
+        self._size += sum(map(len, elements))
+        if self._size > BATCH_BYTES_MAX:
+            elements = [one if len(one) < len(_TOO_LONG) else _TOO_LONG for one in elements]
+        self.elements += elements
         if len(self.elements) >= self._count and not self.done.done():
             self.done.set_result(None)
 
     def notify(self, messages: Sequence[bytes]) -> None:
         """A request is over before anybody could read this."""
+
+    def drop(self) -> None:
+        """A request has no watch that could end."""
 
 
 class HttpSide:
@@ -69,11 +84,8 @@ class HttpSide:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _response(413, b"a request has at most %d bytes" % BATCH_BYTES_MAX)
-        if not body.isascii():
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                return _response(500, b"")
+        if not is_text(body):
+            return _response(500, b"")
         lines = [part for line in body.split(b";") if (part := line.strip())]
         if not lines:
             return _response(200, b"")
@@ -109,7 +121,7 @@ async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[],
         )
 
     server = web.Server(HttpSide(gateway).handle, request_factory=request, access_log=None)
-    runner = web.ServerRunner(server)
+    runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     site = web.SockSite(runner, **where) if "sock" in where else web.TCPSite(runner, **where)
     try:
@@ -146,7 +158,8 @@ class WebSocketConnection(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
         if kind == WSMsgType.CLOSE:
-            transport.send_close(frame.get_close_code())
+            code = frame.get_close_code()
+            transport.send_close(WSCloseCode.OK if code in _NOT_SENT else code)
             transport.disconnect()
             return
         if kind in (WSMsgType.PING, WSMsgType.PONG) or self._conversation is None:
@@ -157,10 +170,7 @@ class WebSocketConnection(WSListener):
             if whole is None:
                 return
             data = whole
-        if not data.isascii() and not _is_text(data):
-            self._write(framed(b"error a frame is text in UTF-8 \n"))
-            return
-        self._conversation.feed(data.split(b";"))
+        self._conversation.feed(lines_in(data, b";"))
         if self._conversation.full:
             self._pause()
 
@@ -198,6 +208,9 @@ class WebSocketConnection(WSListener):
             self._gateway.log.warning("slow_reader_dropped", transport="websocket")
             self._transport.disconnect(graceful=False)
 
+    def drop(self) -> None:
+        self._transport.disconnect(graceful=False)
+
     def _write(self, frames: bytes) -> None:
         """All at once: a system call a frame would be most of the work."""
         if not self._transport.is_close_frame_sent:
@@ -205,6 +218,8 @@ class WebSocketConnection(WSListener):
 
     def pause_writing(self) -> None:
         self._stalled = True
+        if self._conversation is not None:
+            self._conversation.stalled = True
         self._pause()
 
     def _pause(self) -> None:
@@ -214,6 +229,8 @@ class WebSocketConnection(WSListener):
 
     def resume_writing(self) -> None:
         self._stalled = False
+        if self._conversation is not None:
+            self._conversation.resume()
         self._resume()
 
     def _resume(self) -> None:
@@ -226,14 +243,6 @@ class WebSocketConnection(WSListener):
     def on_ws_disconnected(self, _: WSTransport) -> None:
         if self._conversation is not None:
             self._gateway.left(self._conversation)
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 async def serve_websocket(

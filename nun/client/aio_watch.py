@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nun.client.results import Event
 from nun.client.watches import WatchState
+from nun.errors import ConnectionLost
 from nun.position import Position
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class AsyncWatch:
         while not state.begun:
             if state.error is not None:
                 raise state.error
+            if state.closed:
+                raise ConnectionLost("the watch was closed")
             await self._something()
         return self
 

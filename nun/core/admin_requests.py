@@ -176,11 +176,18 @@ class AdminRequests:
         self._core.reply(session, number, [info.number, info.options], waits_for=waits_for)
 
     def revoke(self, database: int, user: bytes | None = None) -> None:
-        """Takes the selection of a database from sessions: of this user, or all."""
+        """Takes the selection of a database from sessions, and the watches that go with it: of this user, or all."""
         for session in self._core.sessions.values():
             granted = session.grants.get(database)
             if granted is not None and (user is None or (granted[0] == user and not session.admin)):
                 del session.grants[database]
+                watches = session.watches.values()
+                ended = [watch for watch in watches if watch.group.database == database]
+                self._core.watches.end_all(
+                    ended, AuthError("the token was changed, or the user dropped")
+                )
+                for watch in ended:
+                    del session.watches[watch.number]
 
     # Databases
 

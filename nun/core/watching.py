@@ -30,7 +30,7 @@ from nun.core import record
 from nun.core.access import GUARDED_PREFIX, Rights
 from nun.core.keyspace import Table
 from nun.core.stream import PendingEntry, Stream
-from nun.errors import NoSuchDatabase, to_wire
+from nun.errors import NoSuchDatabase, RequestError, to_wire
 from nun.limits import EVENTS_BYTES_MAX, STATE_COPIES_MAX, WATCH_CREDIT_BYTES_MAX
 from nun.messages import (
     EVENT_COMPACTED,
@@ -312,14 +312,16 @@ class Watches:
 
     def end_database(self, database: int, name: str) -> list[Watch]:
         """Ends all watches of a database that was dropped, and tells their clients."""
-        code, (message, fields) = to_wire(
-            NoSuchDatabase(f"database {name!r} was dropped", database=name)
-        )
         ended = [watch for watch in self._watches.values() if watch.group.database == database]
-        for watch in ended:
+        self.end_all(ended, NoSuchDatabase(f"database {name!r} was dropped", database=name))
+        return ended
+
+    def end_all(self, watches: Iterable[Watch], why: RequestError) -> None:
+        """Ends watches, and tells their clients why."""
+        code, (message, fields) = to_wire(why)
+        for watch in watches:
             self._send(watch.peer, pack((WATCH_ENDED, watch.number, code, message, fields)))
             self.end(watch.number)
-        return ended
 
     # Serving
 

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nun.client import conflicts as ledger
-from nun.client.aio_watch import AsyncWatch
-from nun.core.ledger_keys import entry_key, hidden_bytes
-from nun.errors import ClaimLost, NunError
+from nun.core.ledger import OPEN
+from nun.core.ledger_keys import entry_key, hidden_bytes, key_and_op_id
+from nun.errors import ClaimLost
 from nun.gateway import language
 from nun.gateway.language import CONFLICTS, DONE, Reply, failed
-from nun.gateway.watching import open_watch, read
+from nun.gateway.watching import Feed, read
 from nun.messages import WATCH_PREFIX
 
 if TYPE_CHECKING:
+    from nun.client.results import Event
     from nun.gateway.conversation import Conversation
     from nun.gateway.doors import Selected
 
@@ -35,15 +37,23 @@ _PAGE: Final = 1_000
 class _Desk:
     """The arbiters of one database who come as the same user."""
 
-    def __init__(self, watch: AsyncWatch) -> None:
-        self.watch = watch
-        self.arbiters: dict[Conversation, None] = {}
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, selected: Selected) -> None:
+        self.selected = selected
+        self.feed = Feed(selected, CONFLICTS, WATCH_PREFIX)
         self.open: dict[int, dict[str, Any]] = {}  # op id -> entry
+        self.shown: dict[int, int] = {}  # op id -> op id of the record that arbiters saw with it
+        self.joining = 0
+        self.closed: set[int] = (
+            set()
+        )  # while somebody joins: what a page read before may still call open
 
 
 class Arbiters:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    I1  A resolution is fenced by the record that arbiters saw with the entry: if the key holds another by then, it is
+        refused and the entry is shown again. So no value is written over that no arbiter has seen.
+    """
 
     def __init__(self, background: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
         self._background = background
@@ -53,66 +63,75 @@ class Arbiters:
         """Makes a client an arbiter, and tells it what is open. Raises what the node refuses."""
         desk = self._desks.get(selected)
         if desk is None:
-            desk = self._desks[selected] = _Desk(open_watch(selected, CONFLICTS, WATCH_PREFIX))
-            self._background(self._serve(selected, desk))
-        await asyncio.shield(desk.begun)
-        for entry in await self._open(selected, None):
-            desk.open.setdefault(entry["op_id"], entry)
-        desk.arbiters[conversation] = None
+            desk = self._desks[selected] = _Desk(selected)
+            self._background(self._serve(desk))
+        desk.joining += 1
+        try:
+            await desk.feed.begun()
+            for entry in await self._open(selected, None):
+                if entry["op_id"] not in desk.closed:
+                    desk.open.setdefault(entry["op_id"], entry)
+            if not conversation.closed:
+                desk.feed.hearers[conversation] = None
+        finally:
+            desk.joining -= 1
+            if not desk.joining:
+                desk.closed.clear()
+            self._end_if_unused(desk)
         for entry in list(desk.open.values()):
-            await self._offer(selected, desk, entry, (conversation,))
+            await self._offer(desk, entry, (conversation,))
 
     def left(self, conversation: Conversation) -> None:
         """A client is gone."""
-        for selected, desk in list(self._desks.items()):
-            if conversation in desk.arbiters:
-                del desk.arbiters[conversation]
-                if not desk.arbiters:
-                    del self._desks[selected]
-                    self._background(desk.watch.close())
+        for desk in list(self._desks.values()):
+            if conversation in desk.feed.hearers:
+                del desk.feed.hearers[conversation]
+                self._end_if_unused(desk)
 
-    async def _serve(self, selected: Selected, desk: _Desk) -> None:
+    def _end_if_unused(self, desk: _Desk) -> None:
+        in_use = desk.joining or desk.feed.hearers
+        if not in_use and self._desks.get(desk.selected) is desk:
+            del self._desks[desk.selected]
+            self._background(desk.feed.close())
+
+    async def _serve(self, desk: _Desk) -> None:
         try:
-            await desk.watch
-            desk.begun.set_result(None)
-            async for event in desk.watch:
-                if event.kind == "set":
-                    await self._heard(selected, desk, event.value)
-        except NunError as error:  # the selection was taken back, or the node goes down
-            if not desk.begun.done():
-                desk.begun.set_exception(error)
-                desk.begun.exception()
+            await desk.feed.serve(partial(self._heard, desk))
         finally:
-            if self._desks.get(selected) is desk:
-                del self._desks[selected]
+            if self._desks.get(desk.selected) is desk:
+                del self._desks[desk.selected]
 
-    async def _heard(self, selected: Selected, desk: _Desk, data: bytes) -> None:
-        entry = language.entry_in(data)
-        if entry is None:
-            return
-        op_id = entry["op_id"]
-        if entry["state"] != "open":
-            desk.open.pop(op_id, None)
-            for one in [one for one in desk.open.values() if one["previous"] == op_id]:
-                await self._offer(selected, desk, one, tuple(desk.arbiters))
-        elif op_id not in desk.open:
-            desk.open[op_id] = entry
-            await self._offer(selected, desk, entry, tuple(desk.arbiters))
+    async def _heard(self, desk: _Desk, event: Event) -> None:
+        if event.kind == "compacted":  # what is open is told anew
+            desk.open.clear()
+        elif event.kind == "removed":
+            await self._closed(desk, key_and_op_id(event.key)[1])
+        elif event.kind == "set" and (entry := language.entry_in(event.value)) is not None:
+            op_id = entry["op_id"]
+            if entry["state"] != OPEN:
+                await self._closed(desk, op_id)
+            elif op_id not in desk.open:
+                desk.open[op_id] = entry
+                await self._offer(desk, entry, tuple(desk.feed.hearers))
+
+    async def _closed(self, desk: _Desk, op_id: int) -> None:
+        """An entry is open no more: what waited for it is the next."""
+        if desk.joining:
+            desk.closed.add(op_id)
+        desk.open.pop(op_id, None)
+        desk.shown.pop(op_id, None)
+        for entry in [one for one in desk.open.values() if one["previous"] == op_id]:
+            await self._offer(desk, entry, tuple(desk.feed.hearers))
 
     async def _offer(
-        self,
-        selected: Selected,
-        desk: _Desk,
-        entry: dict[str, Any],
-        arbiters: Sequence[Conversation],
+        self, desk: _Desk, entry: dict[str, Any], arbiters: Sequence[Conversation]
     ) -> None:
         """Asks arbiters about an entry, if it is the next of its key."""
         if entry["kind"] == "increment" or entry["previous"] in desk.open:
             return
-        text = language.open_text(entry)
-        if entry["previous"]:
-            record = await read(selected, hidden_bytes(entry["key"]))
-            text = language.open_text(entry, language.value_of(record))
+        record = await read(desk.selected, hidden_bytes(entry["key"]))
+        desk.shown[entry["op_id"]] = language.op_id_of(record)
+        text = language.open_text(entry, language.value_of(record))
         for conversation in arbiters:
             conversation.notify((text,))
 
@@ -135,29 +154,26 @@ class Arbiters:
         return [entry_key(hidden_bytes(one["key"]), one["op_id"]) for one in found]
 
     async def resolve(self, selected: Selected, op_id: int, key: bytes, value: bytes) -> Reply:
-        """Closes the entry of a write with a value."""
+        """Closes the entry of a write with a value. Raises what the node refuses."""
+        desk = self._desks.get(selected)
         for attempt in range(_TRIES):
             if attempt:
                 await asyncio.sleep(_PAUSE_S)
-            queue = await self._open(selected, key)
-            op_ids = [entry["op_id"] for entry in queue]
-            if op_id not in op_ids:
+            queue = {entry["op_id"]: entry for entry in await self._open(selected, key)}
+            if op_id not in queue:
                 return DONE  # somebody else was first
-            if op_ids[0] != op_id and not _follows(queue, op_id):
-                continue  # its predecessor was closed a moment ago, or is still open
-            record = await read(selected, key)
-            request = ledger.resolve(
-                selected.grant, key, value, language.op_id_of(record), [op_id], 0
-            )
+            if queue[op_id]["previous"] in queue:
+                continue  # that was closed a moment ago, or is still open
+            held = language.op_id_of(await read(selected, key))
+            shown = held if desk is None else desk.shown.get(op_id, held)
+            request = ledger.resolve(selected.grant, key, value, shown, [op_id], 0)
             try:
                 await selected.client._run(request)
             except ClaimLost:
+                if desk is not None and held != shown:
+                    await self._offer(desk, queue[op_id], tuple(desk.feed.hearers))
+                    return failed(b"%s holds another value by now: it is shown again" % key)
                 continue
             return DONE
-        return failed(b"$conflicts_%s_%d is to be resolved first" % (key, op_ids[0]))
-
-
-def _follows(queue: list[dict[str, Any]], op_id: int) -> bool:
-    """Whether no entry before this one is open."""
-    known = {entry["op_id"] for entry in queue}
-    return any(entry["op_id"] == op_id and entry["previous"] not in known for entry in queue)
+        first = min(queue)
+        return failed(b"$conflicts_%s_%d is to be resolved first" % (key, first))

@@ -5,6 +5,7 @@
 
 I1  Every command gets exactly one reply, in order, whatever happens to it.
 I2  A connection has one run or one task under way. What waits is bounded: the transport stops reading.
+I3  To a client that does not read nothing more is said: its commands wait (`stalled`).
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Sink(Protocol):
     def notify(self, messages: Sequence[bytes]) -> None:
         """Messages that nobody asked for."""
 
+    def drop(self) -> None:
+        """Ends the connection."""
+
 
 class Conversation:
     """See the module's docstring.
@@ -60,6 +64,7 @@ class Conversation:
         origin: the address of the client.
         admin: whether it has shown the administrator's password.
         selected: the database that it uses.
+        stalled: whether the client does not read.
     """
 
     def __init__(self, desk: Desk, sink: Sink, origin: str) -> None:
@@ -67,18 +72,22 @@ class Conversation:
         self.sink = sink
         self.origin = origin
         self.admin = False
-        self.user: bytes | None = None
         self.selected: Selected | None = None
         self.closed = False
+        self.stalled = False
         self.queue: deque[list[bytes]] = deque()
-        self.waiting_bytes = 0  # of commands that were taken and not all answered
+        self.waiting_bytes = 0  # taken since the queue was empty
         self._busy = False
+        self._under_way: list[list[bytes]] = []  # the commands of the run
+        self._run_max = OPERATIONS_MAX
         self._asked_at = 0.0
         self._tellers: list[int] = []
         self._kinds = bytearray()
 
     def feed(self, lines: Sequence[bytes]) -> None:
         """Takes commands; each will be answered at the sink."""
+        if not self.queue:
+            self.waiting_bytes = 0
         self.queue.extend(map(language.split, lines))
         self.waiting_bytes += sum(map(len, lines))
         if not self._busy:
@@ -88,6 +97,17 @@ class Conversation:
         if not self.closed:
             self.sink.notify(messages)
 
+    def resume(self) -> None:
+        """The client reads again."""
+        self.stalled = False
+        if not self._busy:
+            self._go()
+
+    def drop(self) -> None:
+        """Ends the connection: its client is to come again."""
+        if not self.closed:
+            self.sink.drop()
+
     def close(self) -> None:
         """The client is gone."""
         if not self.closed:
@@ -96,14 +116,20 @@ class Conversation:
             self.desk.left(self)
 
     @property
+    def idle(self) -> bool:
+        """Whether all is answered."""
+        return not self._busy and not self.queue
+
+    @property
     def full(self) -> bool:
         """Whether so much waits that no more is to be read."""
-        return self.waiting_bytes > WAITING_BYTES_MAX or len(self.queue) > WAITING_MAX
+        waiting = len(self.queue)
+        return waiting > WAITING_MAX or (waiting > 0 and self.waiting_bytes > WAITING_BYTES_MAX)
 
     def _go(self) -> None:
         """Begins what comes next."""
         queue = self.queue
-        while queue and not self._busy:
+        while queue and not self._busy and not self.stalled:
             parts = queue[0]
             verb = parts[0]
             plain = len(parts) > 1 and parts[1][:1] != b"$"
@@ -122,21 +148,28 @@ class Conversation:
             reply = await self.desk.perform(self, parts)
         except NunError as error:
             reply = failed(str(error).replace("\n", " "))
-        except (
-            Exception
-        ) as error:  # whatever a client sends: it is answered, and the others are served
+        except Exception as error:  # whatever is sent is answered, and the others are served
             self.desk.fault(error, parts[0])
             reply = failed("the gateway has failed to do this; its log says why")
         self._answer((reply,))
 
     def _answer(self, replies: Sequence[Reply]) -> None:
-        if not self.queue:
-            self.waiting_bytes = 0
         self._busy = False
+        self._under_way = []
         if not self.closed:
             self.sink.answer(replies)
         if self.queue and not self._busy:
             self._go()
+
+    def _given_back(self) -> None:
+        """The run cannot go as one: its commands go on in smaller ones, in the same order."""
+        self._busy = False
+        if self.closed:
+            return
+        self._run_max = max(len(self._under_way) // 2, 1)
+        self.queue.extendleft(reversed(self._under_way))
+        self._under_way = []
+        self._go()
 
     # Reads
 
@@ -147,9 +180,9 @@ class Conversation:
         assert self.selected is not None
         queue = self.queue
         tellers: list[int] = []
-        run = Run(self._has_read)
+        run = Run(self._has_read, self._given_back)
         keys = run.keys
-        while queue and len(keys) < OPERATIONS_MAX:
+        while queue and len(keys) < self._run_max:
             parts = queue[0]
             kind = _READS.get(parts[0])
             if kind is None or len(parts) < 2 or parts[1][:1] == b"$" or not parts[1]:
@@ -158,7 +191,7 @@ class Conversation:
                 break
             keys.append(parts[1])
             tellers.append(kind)
-            queue.popleft()
+            self._under_way.append(queue.popleft())
         if not keys:
             parts = queue.popleft()
             verb = parts[0].decode()
@@ -172,6 +205,7 @@ class Conversation:
         self.selected.reads.add(run)
 
     def _has_read(self, records: Sequence[Any]) -> None:
+        self._run_max = min(self._run_max * 2, OPERATIONS_MAX)
         self.desk.observe_read(monotonic() - self._asked_at)
         replies = [
             language.promised(record, twice=teller == _GET_SAFE)
@@ -191,10 +225,10 @@ class Conversation:
             return
         assert self.selected is not None
         queue = self.queue
-        run = Run(self._has_written)
+        run = Run(self._has_written, self._given_back)
         kinds, keys, arguments = run.kinds, run.keys, run.arguments
         refusal: Reply | None = None
-        while queue and len(keys) < OPERATIONS_MAX:
+        while queue and len(keys) < self._run_max:
             parts = queue[0]
             kind = _WRITES.get(parts[0])
             if kind is None or len(parts) < 2 or parts[1][:1] == b"$":
@@ -219,7 +253,7 @@ class Conversation:
             keys.append(key)
             arguments.append(argument)
             run.size += len(key) + (len(argument) if kind == m.SET else 8)
-            queue.popleft()
+            self._under_way.append(queue.popleft())
         if keys:
             self._busy = True
             self._kinds = kinds
@@ -230,6 +264,7 @@ class Conversation:
             self.sink.answer((refusal,))
 
     def _has_written(self, replies: Sequence[Any]) -> None:
+        self._run_max = min(self._run_max * 2, OPERATIONS_MAX)
         self.desk.written += sum(reply.error is None for reply in replies)
         if any(map(_ERROR_OF, replies)):
             replies = [

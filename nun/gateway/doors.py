@@ -5,7 +5,8 @@ what became of its late writes reaches it. A secret that is not known yet is tri
 of the address that it came from: wrong guesses close the door to that address, and to nobody else.
 
 I1  A secret is held as a keyed hash only.
-I2  A selection that the node has taken back (another token, a dropped database) is not given out again.
+I2  A selection that the node has taken back (another token, a dropped database) is not given out again, nor one whose
+    token has since been replaced: in the node's eyes all who come as one user are one session.
 """
 
 from __future__ import annotations
@@ -151,7 +152,14 @@ class Doors:
         client = self.admin if admin else self._client(user)
         grant = Settings.grant(database, None if admin else user, None if admin else token)
         await client._run(ops.ping(grant))
+        selected = self._selected.get(place)
+        if selected is not None and not selected.revoked:
+            return selected  # somebody else came with it at the same time
         selected = Selected(client, grant, database, self._local)
+        if not admin:  # a user has one token at a time: what was selected with another is void
+            for (other, name, _), one in self._selected.items():
+                if other == user and name == database:
+                    one.revoked = True
         self._selected.pop(place, None)
         self._selected[place] = selected
         if len(self._selected) > SECRETS_REMEMBERED_MAX:

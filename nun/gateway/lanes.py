@@ -4,7 +4,7 @@ What comes in one turn of the event loop goes out together, and while some reque
 waits, so load makes batches larger. The operations of one client follow each other in one batch, and a client has one
 run under way at a time: so it gets its replies in order, and reads what it wrote.
 
-I1  Every run is answered once, with one Reply an operation, whatever becomes of its request.
+I1  Every run is answered once, with one Reply an operation, whatever becomes of its request; or given back untouched.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from nun.codec import pack
 from nun.core.clock import TICK
 from nun.errors import (
     AuthError,
+    BadRequest,
     ConflictPending,
     ConnectionLost,
     NoSuchDatabase,
     NotANumber,
     PermissionDenied,
+    RequestError,
     TooLarge,
     VersionConflict,
 )
@@ -40,6 +42,11 @@ UNDER_WAY_MAX: Final = 4  # requests of one lane
 OPERATIONS_MAX: Final = 20_000  # in one of them
 BYTES_MAX: Final = 4 * 1024 * 1024
 _ERROR_PARTS: Final = 3
+_ONES_FAULT: Final = (
+    BadRequest,
+    PermissionDenied,
+    TooLarge,
+)  # what one operation does to a request
 
 
 class Run:
@@ -47,18 +54,22 @@ class Run:
 
     Attributes:
         kinds: one byte an operation, as in a BATCH. conditions: by index in this run.
-        finished: called once with the answers: packed records for reads, Reply for writes.
+        finished: called once with the answers: packed records for reads, Reply for writes. Or
+        given_back: called once; one of the operations must not go with the others, and none was done.
     """
 
-    __slots__ = ("arguments", "conditions", "finished", "keys", "kinds", "size")
+    __slots__ = ("arguments", "conditions", "finished", "given_back", "keys", "kinds", "size")
 
-    def __init__(self, finished: Callable[[Sequence[Any]], None]) -> None:
+    def __init__(
+        self, finished: Callable[[Sequence[Any]], None], given_back: Callable[[], None]
+    ) -> None:
         self.kinds = bytearray()
         self.keys: list[bytes] = []
         self.arguments: list[Any] = []
         self.conditions: dict[int, tuple[int, int, bool]] = {}
         self.size = 0
         self.finished = finished
+        self.given_back = given_back
 
 
 class Lane:
@@ -108,7 +119,7 @@ class Lane:
             future = selected.client._begin(request, self._level)
         except ConnectionLost as error:  # the gateway is going down
             self._under_way -= 1
-            self._refuse(runs, Reply((), str(error).encode()))
+            self._refuse(runs, failed(str(error)))
             return
         future.add_done_callback(partial(self._done, request, runs, again))
 
@@ -163,44 +174,26 @@ class Lane:
             run.finished([reply] * len(run.keys))
 
     def _failed(self, request: Request, runs: list[Run], again: bool) -> None:
-        """The request as a whole was refused. What one run has done wrong is not for the others to bear."""
+        """Refused as a whole, and nothing of it done. What one run is to blame for is not for the others to bear."""
         error = request.error()
+        if isinstance(error, AuthError) and not again:  # perhaps the token is still good
+            self._selected.select_again()
+            self._send(runs, again=True)
+            return
         if isinstance(error, AuthError):
-            if not again:  # the selection was taken back: perhaps the token is still good
-                self._selected.select_again()
-                self._send(runs, again=True)
-                return
             self._selected.revoked = True
-        if len(runs) > 1 and not isinstance(error, AuthError | NoSuchDatabase):
+        if not isinstance(error, _ONES_FAULT):
+            self._refuse(runs, self._told(error, runs[0].keys[0]))
+        elif len(runs) > 1:
             for run in runs:
                 self._send([run])
-        elif len(runs[0].keys) > 1 and isinstance(error, TooLarge | PermissionDenied):
-            self._send_in_halves(runs[0])
+        elif len(runs[0].keys) > 1:
+            runs[0].given_back()
         else:
-            key = runs[0].keys[0]
-            reply = error_reply(error.code, str(error), error.fields, key, self._selected)
-            self._refuse(runs, reply)
+            self._refuse(runs, self._told(error, runs[0].keys[0]))
 
-    def _send_in_halves(self, run: Run) -> None:
-        middle = len(run.keys) // 2
-        answers: list[Any] = [None, None]
-
-        def finished(half: int, given: Sequence[Any]) -> None:
-            answers[half] = given
-            if None not in answers:
-                run.finished([*answers[0], *answers[1]])
-
-        for half, part in enumerate((slice(None, middle), slice(middle, None))):
-            piece = Run(partial(finished, half))
-            piece.kinds, piece.keys = run.kinds[part], run.keys[part]
-            piece.arguments = run.arguments[part]
-            begins = part.start or 0
-            piece.conditions = {
-                index - begins: condition
-                for index, condition in run.conditions.items()
-                if begins <= index < begins + len(piece.keys)
-            }
-            self._send([piece])
+    def _told(self, error: RequestError, key: bytes) -> Reply:
+        return error_reply(error.code, str(error), error.fields, key, self._selected)
 
     def _written(self, request: Request, runs: list[Run]) -> None:
         result = request.result

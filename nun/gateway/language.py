@@ -16,6 +16,7 @@ I32_MAX: Final = 2**31 - 1
 I64_MAX: Final = 2**63 - 1
 CONNECTIONS: Final = b"$connections"
 CONFLICTS: Final = b"$conflicts_"
+NOT_TEXT: Final = b"\xff"  # no UTF-8 begins so
 
 
 KEPT: Final = 1  # the write is kept all the same: its promise is kept too
@@ -78,6 +79,20 @@ def in_conflict(key: bytes, op_id: int) -> Reply:
     return Reply((), b"$$conflitct unresolved $conflicts_%s_%d" % (key, op_id), KEPT)
 
 
+def lines_in(data: bytes, separator: bytes) -> list[bytes]:
+    """The commands in what a client has sent; NOT_TEXT stands for one that is not UTF-8."""
+    lines = data.split(separator)
+    return lines if data.isascii() else [line if is_text(line) else NOT_TEXT for line in lines]
+
+
+def is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def split(line: bytes) -> list[bytes]:
     """A command in its at most three parts; newlines within it count for nothing."""
     line = line.strip(b"\n").rstrip(b";")
@@ -107,10 +122,6 @@ def delta_in(text: bytes) -> int:
 def shown(value: bytes) -> bytes:
     """A value as one line: programs of other languages may have stored newlines, which end a reply here."""
     return value.replace(b"\n", b" ") if b"\n" in value else value
-
-
-def version_told(version: int) -> bytes:
-    return b"%d" % version
 
 
 # Records, as the network process gives them: version u32, op id u64, value; bit 31 marks one that is not plainly there.
@@ -182,16 +193,18 @@ def entry_in(data: bytes) -> dict[str, Any] | None:
 
 
 def open_text(entry: dict[str, Any], held: bytes | None = None) -> bytes:
-    """`resolve OPID DB VERSION KEY OLD NEW`; OLD names the entry before it, if there is one and `held` is not given."""
+    """`resolve OPID DB VERSION KEY OLD NEW`; OLD names the entry before it where there is one; or it is `held`."""
     key = hidden_bytes(entry["key"])
     previous = entry["previous"]
     current = entry.get("current")
     if previous:
-        version, old = -2, held or b"$conflicts_%s_%d" % (key, previous)
+        version, old = -2, b"$conflicts_%s_%d" % (key, previous)
     elif current is None:
         version, old = 0, EMPTY
     else:
         version, old = current["version"], hidden_bytes(current["value"])
+    if held is not None:
+        old = held
     new = EMPTY if entry["kind"] == "remove" else _text(hidden_bytes(entry["value"]))
     head = b"resolve %d %s %d %s " % (entry["op_id"], entry["database"].encode(), version, key)
     return shown(head + old + b" " + new)

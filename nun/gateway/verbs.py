@@ -39,6 +39,10 @@ Verb = Callable[["Desk", "Conversation", list[bytes]], Awaitable[Reply]]
 _RAW: Final = decoding_named(None)
 _NO_NAME: Final = Reply((), b"Not a valid database name", REFUSED)
 _STRATEGIES: Final = ("none", "newer", "older", "arbiter")
+_KEYED: Final = (b"get", b"get-safe", b"increment", b"remove", b"set", b"set-safe", b"watch")
+_IN_DATABASE: Final = (
+    b"arbiter", b"create-user", b"keys", b"ls", b"resolve", b"set-permissions", b"unwatch", b"unwatch-all",
+)  # fmt: skip
 _PROMISED: Final = (b"get", b"get-safe", b"keys", b"set", b"set-safe", b"use-db", b"watch")
 _PROMISED_TWICE: Final = (b"get-safe", b"keys")
 _DECLUTTERED: Final = (b"true", b"false")
@@ -49,21 +53,53 @@ async def perform(desk: Desk, conversation: Conversation, parts: list[bytes]) ->
     verb = parts[0]
     if not verb:
         return failed("empty command")
+    if verb == language.NOT_TEXT:
+        return failed("a command is text in UTF-8")
     handler = VERBS.get(verb)
     if handler is None:
         return failed(b"unknown command: " + verb)
-    if verb in ADMINISTRATIVE and not conversation.admin:
-        return NOT_ADMIN
-    try:
-        reply = await handler(desk, conversation, parts)
-    except AuthError:
-        if conversation.selected is None:
-            raise
-        conversation.selected.select_again()
-        reply = await handler(desk, conversation, parts)
+    reply = _precondition(conversation, verb, _part(parts, 1))
+    if reply is None:
+        reply = await _handled(handler, desk, conversation, parts)
     if reply.error is not None and verb in _PROMISED:
         return language.promised(reply, twice=verb in _PROMISED_TWICE)
     return reply
+
+
+def _precondition(conversation: Conversation, verb: bytes, key: bytes) -> Reply | None:
+    """Why this client may not do this, whatever else it says."""
+    if verb in ADMINISTRATIVE and not conversation.admin:
+        return NOT_ADMIN
+    if verb in _KEYED and key.startswith(b"$$") and not conversation.admin:
+        return GUARDED
+    if verb in _KEYED or verb in _IN_DATABASE:
+        if conversation.selected is None:
+            return NO_DATABASE
+        if conversation.selected.revoked:
+            return BAD_TOKEN
+    return None
+
+
+async def _handled(
+    handler: Verb, desk: Desk, conversation: Conversation, parts: list[bytes]
+) -> Reply:
+    try:
+        return await handler(desk, conversation, parts)
+    except AuthError:  # the selection was taken back: perhaps the token is still good
+        if conversation.selected is None:
+            raise
+        conversation.selected.select_again()
+    try:
+        return await handler(desk, conversation, parts)
+    except AuthError:
+        conversation.selected.revoked = True
+        return BAD_TOKEN
+
+
+def _database(conversation: Conversation) -> Selected:
+    """What a client has selected, where that is a precondition."""
+    assert conversation.selected is not None
+    return conversation.selected
 
 
 def _part(parts: list[bytes], index: int) -> bytes:
@@ -79,7 +115,7 @@ async def _auth(desk: Desk, conversation: Conversation, parts: list[bytes]) -> R
         try:
             conversation.admin |= await desk.doors.admit(conversation.origin, user, password)
         except AuthError:
-            return said(b"invalid auth\n")
+            pass  # too many have guessed from there
     return said(b"valid auth\n" if conversation.admin else b"invalid auth\n")
 
 
@@ -103,7 +139,7 @@ async def _use(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Re
         return DONE
     if conversation.selected is not None:
         desk.watches.counted(conversation.selected.database, -1)
-    conversation.selected, conversation.user = selected, user
+    conversation.selected = selected
     desk.watches.counted(selected.database, 1)
     return DONE
 
@@ -116,11 +152,7 @@ async def _get(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Re
     key = _part(parts, 1)
     if not key:
         return failed(parts[0] + b" must contain a key")
-    if key.startswith(b"$$") and not conversation.admin:
-        return GUARDED
-    selected = conversation.selected
-    if selected is None:
-        return NO_DATABASE
+    selected = _database(conversation)
     try:
         record = await read(selected, key)
     except PermissionDenied:
@@ -152,17 +184,13 @@ async def _set(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Re
             return failed("set-safe must be followed by a key")
         version = language.version_in(text)
         condition = None if version < 0 else (m.ON_VERSION, version, False)
-    if key.startswith(b"$$") and not conversation.admin:
-        return GUARDED
-    if conversation.selected is None:
-        return NO_DATABASE
     if not key:
         return failed("a key has at least one byte")
-    managed = await _set_managed(desk, conversation.selected, key, value)
+    managed = await _set_managed(desk, _database(conversation), key, value)
     if managed is not None:
         return managed
     arguments = (key, value, condition)
-    return await _write(conversation.selected, m.SET, key, arguments)
+    return await _write(_database(conversation), m.SET, key, arguments)
 
 
 async def _set_managed(desk: Desk, selected: Selected, key: bytes, value: bytes) -> Reply | None:
@@ -184,25 +212,17 @@ async def _remove(desk: Desk, conversation: Conversation, parts: list[bytes]) ->
     key = _part(parts, 1)
     if key == b"$$token":
         return failed("$$token key cannot be removed")
-    if key.startswith(b"$$") and not conversation.admin:
-        return GUARDED
-    if conversation.selected is None:
-        return NO_DATABASE
     if not key:
         return failed("a key has at least one byte")
-    return await _write(conversation.selected, m.REMOVE, key, (key, None))
+    return await _write(_database(conversation), m.REMOVE, key, (key, None))
 
 
 async def _increment(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
     key = _part(parts, 1)
-    if key.startswith(b"$$") and not conversation.admin:
-        return GUARDED
-    if conversation.selected is None:
-        return NO_DATABASE
     if not key:
         return failed("a key has at least one byte")
     arguments = (key, language.delta_in(_part(parts, 2)))
-    return await _write(conversation.selected, m.INCREMENT, key, arguments)
+    return await _write(_database(conversation), m.INCREMENT, key, arguments)
 
 
 async def _write(selected: Selected, kind: int, key: bytes, arguments: tuple[Any, ...]) -> Reply:
@@ -214,14 +234,14 @@ async def _write(selected: Selected, kind: int, key: bytes, arguments: tuple[Any
         return failed(str(request.failure))
     if request.status:
         error = request.error()
+        if isinstance(error, AuthError):
+            raise error
         return error_reply(error.code, str(error), error.fields, key, selected)
     return DONE
 
 
 async def _keys(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
-    selected, pattern = conversation.selected, _part(parts, 1)
+    selected, pattern = _database(conversation), _part(parts, 1)
     found: list[bytes] = []
     after: bytes | None = None
     while True:
@@ -250,44 +270,32 @@ async def _watch(desk: Desk, conversation: Conversation, parts: list[bytes]) -> 
     key = _part(parts, 1)
     if not key:
         return failed("watch must contain a key")
-    if key.startswith(b"$$") and not conversation.admin:
-        return GUARDED
-    if conversation.selected is None:
-        return NO_DATABASE
     try:
-        await desk.watches.watch(conversation, conversation.selected, key)
+        await desk.watches.watch(conversation, _database(conversation), key)
     except PermissionDenied:
         return DENIED
     return DONE
 
 
 async def _unwatch(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
     if not _part(parts, 1):
         return failed("unwatch must contain a key")
-    desk.watches.unwatch(conversation, conversation.selected, parts[1])
+    desk.watches.unwatch(conversation, _database(conversation), parts[1])
     return DONE
 
 
 async def _unwatch_all(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
-    desk.watches.unwatch(conversation, conversation.selected, None)
+    desk.watches.unwatch(conversation, _database(conversation), None)
     return DONE
 
 
 async def _arbiter(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
-    await desk.arbiters.join(conversation, conversation.selected)
+    await desk.arbiters.join(conversation, _database(conversation))
     return DONE
 
 
 async def _resolve(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    selected = conversation.selected
-    if selected is None:
-        return NO_DATABASE
+    selected = _database(conversation)
     try:
         op_id = int(_part(parts, 1))
     except ValueError:
@@ -325,23 +333,19 @@ async def _create_db(desk: Desk, conversation: Conversation, parts: list[bytes])
 
 
 async def _create_user(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
     await desk.doors.admin.create_user(
-        conversation.selected.database, _part(parts, 1), _part(parts, 2)
+        _database(conversation).database, _part(parts, 1), _part(parts, 2)
     )
     return DONE
 
 
 async def _set_permissions(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:
-    if conversation.selected is None:
-        return NO_DATABASE
     if not _part(parts, 1):
         return failed("user is mandatory")
     if not _part(parts, 2):
         return failed("permission list is mandatory")
     await desk.doors.admin.set_permissions(
-        conversation.selected.database, parts[1], arbitrating(parts[2])
+        _database(conversation).database, parts[1], arbitrating(parts[2])
     )
     return DONE
 
@@ -440,7 +444,7 @@ async def _debug(desk: Desk, conversation: Conversation, parts: list[bytes]) -> 
         case b"pendding-conflitcts" | b"pending-conflicts":
             if conversation.selected is None:
                 return NO_DATABASE
-            found_keys = await desk.arbiters.open_places(conversation.selected)
+            found_keys = await desk.arbiters.open_places(_database(conversation))
             return said(b"conflitcts-list " + b"\n".join(found_keys) + b"\n")
         case b"force-election":
             return failed("there are no elections here: set-primary NODE moves the primary")

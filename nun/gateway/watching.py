@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nun.client.aio_watch import AsyncWatch
@@ -33,13 +34,39 @@ def open_watch(selected: Selected, key: bytes, scope: int) -> AsyncWatch:
     return AsyncWatch(selected.client, state, None)
 
 
-class Shared:
-    """One watch of the node, and who hears it."""
+class Feed:
+    """One watch of the node, and the clients that it is for.
 
-    def __init__(self, watch: AsyncWatch) -> None:
-        self.watch = watch
+    If the node ends it, a client cannot be told: its connection is ended, and it comes again.
+    """
+
+    def __init__(self, selected: Selected, key: bytes, scope: int) -> None:
+        self.selected = selected
         self.hearers: dict[Conversation, None] = {}
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watch = open_watch(selected, key, scope)
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def begun(self) -> None:
+        """Waits until the node serves it. Raises what the node refuses."""
+        await asyncio.shield(self._begun)
+
+    async def serve(self, heard: Callable[[Event], Awaitable[None]]) -> None:
+        """Hands each event on, until the watch ends."""
+        try:
+            await self._watch
+            self._begun.set_result(None)
+            async for event in self._watch:
+                await heard(event)
+        except NunError as error:
+            if not self._begun.done():
+                self._begun.set_exception(error)
+                self._begun.exception()  # nobody may be waiting
+            else:
+                for conversation in list(self.hearers):
+                    conversation.drop()
+
+    async def close(self) -> None:
+        await self._watch.close()
 
 
 class Watches:
@@ -51,7 +78,7 @@ class Watches:
 
     def __init__(self, background: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
         self._background = background
-        self._shared: dict[tuple[Selected, bytes], Shared] = {}
+        self._feeds: dict[tuple[Selected, bytes], Feed] = {}
         self._counts: dict[bytes, int] = {}
         self._count_hearers: dict[bytes, dict[Conversation, None]] = {}
 
@@ -63,65 +90,55 @@ class Watches:
             self._count_hearers.setdefault(selected.database, {})[conversation] = None
             return
         place = (selected, key)
-        shared = self._shared.get(place)
-        if shared is None:
-            shared = self._shared[place] = Shared(open_watch(selected, key, WATCH_KEY))
-            self._background(self._serve(place, shared))
-        shared.hearers[conversation] = None
-        await asyncio.shield(shared.begun)
+        feed = self._feeds.get(place)
+        if feed is None:
+            feed = self._feeds[place] = Feed(selected, key, WATCH_KEY)
+            self._background(self._serve(place, feed))
+        feed.hearers[conversation] = None
+        await feed.begun()
 
-    async def _serve(self, place: tuple[Selected, bytes], shared: Shared) -> None:
-        """Hands the events of a watch to all who hear it."""
+    async def _serve(self, place: tuple[Selected, bytes], feed: Feed) -> None:
         try:
-            await shared.watch
-            shared.begun.set_result(None)
-            async for event in shared.watch:
-                await self._tell(place[0], event, shared)
-        except NunError as error:
-            if not shared.begun.done():
-                shared.begun.set_exception(error)
-                shared.begun.exception()
+            await feed.serve(partial(self._tell, feed))
         finally:
-            if self._shared.get(place) is shared:
-                del self._shared[place]
+            if self._feeds.get(place) is feed:
+                del self._feeds[place]
 
-    async def _tell(self, selected: Selected, event: Event, shared: Shared) -> None:
+    async def _tell(self, feed: Feed, event: Event) -> None:
         value: bytes | None
         if event.kind == "set":
             value = event.value
             if event.key.startswith(CONFLICTS):
-                value = await conflict_value(selected, event.key, event.value)
+                value = await conflict_value(feed.selected, event.key, event.value)
         elif event.kind == "removed":
             value = None
         else:
             return
         notices = language.change_notices(event.key, event.version, value)
-        for conversation in list(shared.hearers):
+        for conversation in list(feed.hearers):
             conversation.notify(notices)
 
     def unwatch(self, conversation: Conversation, selected: Selected, key: bytes | None) -> None:
         """Ends a client's watch of a key, or all of its in a database."""
         if key in (None, CONNECTIONS):
             self._count_hearers.get(selected.database, {}).pop(conversation, None)
-        for place, shared in list(self._shared.items()):
+        for place, feed in list(self._feeds.items()):
             if place[0] is selected and key in (None, place[1]):
-                self._drop(place, shared, conversation)
+                self._drop(place, feed, conversation)
 
     def left(self, conversation: Conversation) -> None:
         """A client is gone."""
         for hearers in self._count_hearers.values():
             hearers.pop(conversation, None)
-        for place, shared in list(self._shared.items()):
-            self._drop(place, shared, conversation)
+        for place, feed in list(self._feeds.items()):
+            self._drop(place, feed, conversation)
 
-    def _drop(
-        self, place: tuple[Selected, bytes], shared: Shared, conversation: Conversation
-    ) -> None:
-        if conversation in shared.hearers:
-            del shared.hearers[conversation]
-            if not shared.hearers:
-                del self._shared[place]
-                self._background(shared.watch.close())
+    def _drop(self, place: tuple[Selected, bytes], feed: Feed, conversation: Conversation) -> None:
+        if conversation in feed.hearers:
+            del feed.hearers[conversation]
+            if not feed.hearers:
+                del self._feeds[place]
+                self._background(feed.close())
 
     # Connections
 

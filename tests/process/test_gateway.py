@@ -68,8 +68,8 @@ class Served(Node):
 class Line:
     """A TCP connection that has been greeted."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
         self.reader = self.socket.makefile("rb")
         assert self.reader.readline() == b"ok \n"
 

@@ -195,7 +195,11 @@ def test_a_changed_token_takes_the_selection_away(driver: CoreDriver, admin: Dri
     number = created(driver, admin)
     other = stranger(driver, b"other")
     asked(driver, other, m.USE, "shop", None, "t")
+    assert other.request(m.WATCH, number, m.WATCH_ALL, "", None, 1_000).status == 0
     asked(driver, admin, m.ALTER_DATABASE, "shop", "new", {})
+    ((peer, ended),) = [each for each in driver.sent if each[1][0] == m.WATCH_ENDED]
+    assert (peer, ended[2]) == (other.peer, AuthError.code)
+    assert len(driver.core.watches) == 0
     assert other.request(m.GET, number, "a").status == AuthError.code
     assert asked(driver, other, m.USE, "shop", None, "t").status == AuthError.code
     assert asked(driver, other, m.USE, "shop", None, "new").status == 0

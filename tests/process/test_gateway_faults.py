@@ -1,0 +1,169 @@
+"""What NunDB's clients may do to the gateway and to each other: overload, guess, pipeline, stop reading."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from nun.limits import MIB
+from tests.process.test_gateway import Line, Served
+from tests.support.node import wait_until
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with Served(tmp_path_factory.mktemp("gateway")) as node:
+        node.wait_served()
+        node.admin(
+            "create-db shop t;use-db shop t;create-user mine p;set-permissions mine rwix my*"
+        )
+        yield node
+
+
+def test_a_denied_write_does_not_change_the_order_of_the_others(served: Served) -> None:
+    commands = ";".join(
+        f"set my-{index} a;set other {index};set my-{index} b" for index in range(40)
+    )
+    told = served.post(f"use-db shop mine p;{commands}").split(";")[1:]
+    assert told == ["empty", "permission denied\n", "empty"] * 40
+    read = served.post("use-db shop t;" + ";".join(f"get my-{index}" for index in range(40)))
+    assert read == "empty;" + ";".join(["value b\n"] * 40)
+
+
+def test_errors_without_end_do_not_stop_a_connection(served: Served) -> None:
+    """Commands that are refused at once, far more than a connection may have waiting."""
+    with served.line() as line:
+        for _ in range(3):
+            line.socket.sendall(b"get a\n" * 20_000)
+            for _ in range(20_000 * 3):
+                assert line.reader.readline()
+        assert line.say("use-db shop t") == ["ok \n"]
+
+
+def test_who_does_not_read_is_not_served_without_end(served: Served) -> None:
+    served.post("use-db shop t;set large " + "v" * MIB)
+    gateway = psutil.Process(served.gateways()[-1])
+    with contextlib.ExitStack() as stack:
+        before = gateway.memory_info().rss
+        for _ in range(4):
+            line = stack.enter_context(served.line())
+            line.say("use-db shop t")
+            line.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                line.socket.sendall(b"get large\n" * 4_000)
+            line.socket.settimeout(20)
+            assert line.socket.recv(100)  # it has begun to answer
+        for _ in range(20):  # it has every occasion to answer them all
+            assert served.post("use-db shop t;get my-1").startswith("empty;")
+        assert gateway.memory_info().rss - before < 4 * 128 * MIB
+
+
+def test_a_reply_over_http_has_a_bound(served: Served) -> None:
+    served.post("use-db shop t;set large " + "v" * MIB)
+    told = served.post("use-db shop t;" + "get large;" * 200 + "set after 1;get after").split(";")
+    assert len(told) == 203
+    assert told[1] == "value " + "v" * MIB + "\n"
+    assert told[200].startswith("the reply has more than ")
+    assert told[201] == "empty"
+    assert served.post("use-db shop t;get after") == "empty;value 1\n"
+
+
+def test_a_token_that_was_changed_is_good_no_more(served: Served) -> None:
+    served.admin("create-db locks old;use-db locks old;set k 1")
+    with served.line() as line:
+        assert line.say("use-db locks old") == ["ok \n"]
+        assert line.say("get k", 2) == ["value 1\n", "ok \n"]
+        served.admin("use-db locks old;set $$token new")
+        assert served.post("use-db locks new;get k") == "empty;value 1\n"
+        assert line.say("get k") == ["error Invalid token \n"]
+        assert line.say("keys") == ["error Invalid token \n"]
+        assert line.say("use-db locks new") == ["ok \n"]
+        assert line.say("get k", 2) == ["value 1\n", "ok \n"]
+    told = served.post("use-db locks old;get k")
+    assert told == "Invalid token;error no-db-selected\n"
+
+
+def test_who_watches_with_a_token_that_was_changed_is_cut_off(served: Served) -> None:
+    """It could not be told otherwise: it comes again, and learns that its token is good no more."""
+    served.admin("create-db gates old")
+    with served.line() as watcher, served.line() as arbiter:
+        watcher.say("use-db gates old")
+        assert watcher.say("watch k") == ["ok \n"]
+        arbiter.say("use-db gates old")
+        assert arbiter.say("arbiter") == ["ok \n"]
+        served.admin("use-db gates old;set $$token new;set k 1")
+        for line in (watcher, arbiter):
+            line.socket.settimeout(20)
+            while line.reader.readline():
+                pass
+
+
+def test_a_guesser_closes_the_door_to_itself_alone(served: Served) -> None:
+    served.admin("create-db vault right")
+    with Line(served.ports["tcp"], "127.0.0.9") as guesser:
+        for index in range(30):
+            assert guesser.say(f"use-db vault wrong{index}") == ["error Invalid token \n"]
+        assert guesser.say("use-db vault right") == ["error Invalid token \n"]  # the door is closed
+    assert served.post("use-db vault right;set k 1") == "empty;empty"
+    with Line(served.ports["tcp"], "127.0.0.9") as admin:
+        for index in range(30):
+            assert admin.say(f"auth nun wrong{index}", 2) == ["invalid auth\n", "ok \n"]
+    assert served.post("auth nun nun-pwd") == "valid auth\n"
+
+
+def test_what_was_sent_before_a_client_ends_its_side_is_done(served: Served) -> None:
+    """As of `printf ... | nc`: it sends, says that this was all, and reads to the end."""
+    with served.line() as line:
+        line.socket.sendall(
+            b"use-db shop t\nset piped 1\n" + b"increment piped\n" * 500 + b"get piped\n"
+        )
+        line.socket.shutdown(socket.SHUT_WR)
+        told = line.reader.read()
+    assert told == b"ok \n" * 502 + b"value 501\nok \n"
+
+
+def test_a_line_that_is_no_text_is_refused_in_its_turn(served: Served) -> None:
+    with served.line() as line:
+        line.socket.sendall(b"use-db shop t\nget my-1\n\xff\xfe\nget my-1\n")
+        told = [line.reader.readline() for _ in range(6)]
+    refusal = b"error a command is text in UTF-8 \n"
+    assert told == [b"ok \n", b"value b\n", b"ok \n", refusal, b"value b\n", b"ok \n"]
+
+
+def test_a_websocket_is_closed_as_the_protocol_says(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.ports["websocket"]), timeout=20) as raw:
+        raw.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += raw.recv(4_096)
+        raw.sendall(b"\x88\x80\0\0\0\0")  # a close without a code
+        closing = b""
+        while part := raw.recv(4_096):
+            closing += part
+    assert closing[:1] == b"\x88"
+    code = int.from_bytes(closing[2:4], "big")
+    assert closing[1] == 0 or code == 1_000
+
+
+def test_connections_that_end_leave_nothing(served: Served) -> None:
+    before = int(served.post("use-db shop t;get $connections").split()[-1])
+    lines = [served.line() for _ in range(50)]
+    for line in lines:
+        line.say("use-db shop t")
+        line.socket.sendall(b"watch a\narbiter\n")
+    for line in lines:
+        line.__exit__()
+
+    def left() -> bool:
+        return int(served.post("use-db shop t;get $connections").split()[-1]) == before
+
+    wait_until(left, "all connections to be counted off")
