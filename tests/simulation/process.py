@@ -207,6 +207,7 @@ class Child:
         self.name = process.name
         self.config = process.node.config
         self.run_dir = Path(f"/run/{process.node.name}")
+        self.secret = b""  # no gateway is simulated
         self.siblings: dict[str, int] = {}
         self.log = Log(process)
         self.debug = False
