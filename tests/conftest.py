@@ -11,9 +11,17 @@ import pytest
 
 from tests.support.node import Node, adopt_orphans, leftovers, wait_until
 
+# How fast a machine is at this moment is nothing that a test is about.
+_UNTIMED = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("untimed", _UNTIMED)
+hypothesis.settings.load_profile("untimed")
+
 # For runs that only ask whether a test fails (bin/plant): the first failure will do.
 hypothesis.settings.register_profile(
     "no-shrink",
+    _UNTIMED,
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     database=None,
     report_multiple_bugs=False,

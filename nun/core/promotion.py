@@ -192,11 +192,11 @@ class Promotion:
 
     def _at_stake(self) -> list[str]:
         """Positions of members that gave no promise, as they were last known: what lies above ours may come back as
-        proposals only."""
+        proposals only. One that was never heard of is named too: nobody can tell what it holds."""
         return [
-            f"{peer.name} {peer.last}"
+            f"{peer.name} {'unknown' if peer.last is None else peer.last}"
             for peer in self._core.peers.values()
-            if peer.name not in self._promised and peer.last is not None
+            if peer.name not in self._promised
         ]
 
     def failed(self, why: str) -> None:

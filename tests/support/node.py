@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-CHILDREN = ("writer", "network", "replicator", "conflicts", "gateway")
+CHILDREN = ("writer", "network", "replicator", "conflicts")  # of any node of a cluster
+WITH_GATEWAY = (*CHILDREN, "gateway")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -289,7 +290,7 @@ class Node:
                 words = child.cmdline()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            for name in CHILDREN:
+            for name in WITH_GATEWAY:
                 if f"actors.{name}" in words:
                     found[name] = child.pid
         self._pids.update(found.values())
@@ -308,18 +309,18 @@ class Node:
         """
         pids = self.pids()
         self._mark = self.mark()
-        if victim in CHILDREN:
+        if victim in WITH_GATEWAY:
             _signal(pids[victim], signal.SIGKILL)
             return
         assert victim in ("supervisor", "node")
         assert self.process is not None
         if victim == "node":
-            for name in CHILDREN:
+            for name in WITH_GATEWAY:
                 if name in pids:
                     _signal(pids[name], signal.SIGSTOP)
         _signal(self.process.pid, signal.SIGKILL)
         if victim == "node":
-            for name in CHILDREN:
+            for name in WITH_GATEWAY:
                 if name in pids:
                     _signal(pids[name], signal.SIGKILL)
         self.wait_exit()

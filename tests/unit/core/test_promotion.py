@@ -120,6 +120,15 @@ def test_force_goes_on_alone_and_says_what_is_at_stake(cluster: Cluster) -> None
     assert cluster.primaries == ["node2"]
 
 
+def test_force_names_a_member_that_was_never_heard_of(cluster: Cluster) -> None:
+    cluster[1].stop()
+    cluster[3].stop()
+    cluster[2].core.peers["node3"].last = None
+    cluster.promote(2, force=True)
+    cluster.run(3, lambda: cluster.promoted(2))
+    assert b"node3 unknown" in cluster.promoted(2)[4][b"at_stake"]
+
+
 def test_two_candidates_race_and_no_reign_has_two(cluster: Cluster) -> None:
     cluster[2].core.from_network([pm.PROMOTE_ASKED, 77, b"node2", False])
     cluster[3].core.from_network([pm.PROMOTE_ASKED, 77, b"node3", False])
