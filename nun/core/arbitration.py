@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from nun import messages as m
 from nun.core import ledger, record
 from nun.core.arguments import check_key, check_value
-from nun.core.conflicts import Queue
 from nun.core.ledger import Write
 from nun.core.ledger_keys import CONFLICT_PREFIX, hidden_bytes, key_and_op_id
 from nun.core.levels import Level
+from nun.core.queues import Queue
 from nun.core.record import ABSENT
 from nun.core.views import check_patience
 from nun.errors import BadRequest, ClaimLost, NoPrimary, Overloaded, RequestError

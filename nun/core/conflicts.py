@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nun import messages as m
 from nun.core import effects as fx
@@ -31,6 +31,7 @@ from nun.core.accept import Condition, incremented, refuses
 from nun.core.clock import unix_ms_of
 from nun.core.ledger import Write
 from nun.core.ledger_keys import entry_key, key_and_op_id
+from nun.core.queues import Open, Queue
 from nun.core.record import ABSENT, UNKNOWN_BASE, Signature
 from nun.core.strategies import (
     ARBITER,
@@ -59,38 +60,6 @@ if TYPE_CHECKING:
     from nun.core.network import NetworkCore
 
 Answer = tuple[int, Any]  # (status, version | [version, sum] | text)
-
-
-class Open(NamedTuple):
-    """An open entry."""
-
-    op_id: int
-    kind: int
-    opened_ms: int
-    size: int
-
-
-class Queue:
-    """The open entries of one key, oldest first."""
-
-    __slots__ = ("bases", "bytes", "entries")
-
-    def __init__(self) -> None:
-        self.entries: list[Open] = []
-        self.bytes = 0
-        self.bases: dict[int, int] = {}  # op id of a base -> of the entry that holds its value
-
-    def add(self, entry: Open) -> None:
-        self.entries.append(entry)
-        self.bytes += entry.size
-
-    @property
-    def shown(self) -> list[Open]:
-        """Those before the first increment: what an arbiter is asked about."""
-        for index, entry in enumerate(self.entries):
-            if entry.kind == m.INCREMENT:
-                return self.entries[:index]
-        return self.entries
 
 
 class Conflicts:
@@ -278,28 +247,52 @@ class Conflicts:
         core.stream.add((fx.SIGNED, write.database, write.key, new, replaced, write.base, None))
         table.replace(write.key, new)
         core.stream.entry().changes.append(fx.RecordChange(write.database, (write.key,), (new,)))
-        if replaced:
-            signature = record.signature_of(old)
-            alive = record.is_live(old)
-            loser = Write(
-                write.database,
-                write.key,
-                m.SET if alive else m.REMOVE,
-                record.value_of(old) if alive else None,
-                signature.ancestors[0][0] if signature and signature.ancestors else UNKNOWN_BASE,
-                replaced,
-                stamp_of(old).at_ms,
-                stamp_of(old).bound_ms,
-                signature.client_id if signature else b"",
-                signature.request if signature else 0,
-                late=True,
-            )
-            when = "later" if strategy == NEWER else "earlier"
-            text = f"a write that was made {when}, and had not seen this one, took its place"
-            core.ledger.close_at_once(
-                loser, ledger.DECIDED, text, new, close_call=close, decider=strategy
-            )
+        when = "later" if strategy == NEWER else "earlier"
+        self._tell_displaced(
+            write.database,
+            write.key,
+            old,
+            new,
+            f"a write that was made {when}, and had not seen this one, took its place",
+            strategy,
+            close_call=close,
+        )
         return 0, version
+
+    def _tell_displaced(
+        self,
+        database: int,
+        key: bytes,
+        old: bytes,
+        new: bytes,
+        reason: str,
+        decider: str,
+        *,
+        close_call: bool = False,
+    ) -> None:
+        """A record gave way to one that was written without having seen it: the ledger keeps it, its writer is told."""
+        replaced = record.op_id_of(old)
+        if not replaced:
+            return
+        signature = record.signature_of(old)
+        alive = record.is_live(old)
+        stamp = stamp_of(old)
+        loser = Write(
+            database,
+            key,
+            m.SET if alive else m.REMOVE,
+            record.value_of(old) if alive else None,
+            signature.ancestors[0][0] if signature and signature.ancestors else UNKNOWN_BASE,
+            replaced,
+            stamp.at_ms,
+            stamp.bound_ms,
+            signature.client_id if signature else b"",
+            signature.request if signature else 0,
+            late=True,
+        )
+        self._core.ledger.close_at_once(
+            loser, ledger.DECIDED, reason, new, close_call=close_call, decider=decider
+        )
 
     def _open_conflict(self, rules: Rules, write: Write, old: bytes, close: bool) -> Answer:
         core = self._core
@@ -445,6 +438,7 @@ class Conflicts:
         beneath = record.beneath(held)
         value: bytes | None = record.value_of(beneath) if record.is_live(beneath) else None
         best = stamp_of(beneath)
+        winner: Write | None = None
         closed: list[tuple[Open, str, str]] = []
         reason = f"nobody resolved it in time: fallback {rules.fallback}"
         for one in due:
@@ -457,12 +451,16 @@ class Conflicts:
             if rules.fallback != KEEP and (
                 (stamp.at_ms, stamp.op_id) > (best.at_ms, best.op_id)
             ) == (rules.fallback == NEWER):
-                value, best = write.argument, stamp
+                value, best, winner = write.argument, stamp, write
             closed.append((one, ledger.EXPIRED, reason))
         op_id = core.stream.clock.reserve(core.unix_ms)
         # What waits still is compared with the write whose value this is, not with when it was decided.
         made = Write(database, key, m.SET, None, 0, op_id, best.at_ms, best.bound_ms, b"", 0)
         self._close(queue, held, made, value, closed, "timeout")
+        if winner is not None and winner.base != record.op_id_of(beneath) and _has_writer(beneath):
+            text = f"nobody resolved a conflict with it in time: fallback {rules.fallback}"
+            new = core.tables[database].records[key]
+            self._tell_displaced(database, key, beneath, new, text, "timeout")
         return True
 
     def _close(
@@ -583,6 +581,12 @@ class Conflicts:
             "keys": sum(map(len, self.queues.values())),
             "arbiters": sum(self.arbiters.values()),
         }
+
+
+def _has_writer(packed: bytes) -> bool:
+    """Whether a record is a write of somebody's; what an expiry made has its writes in the ledger already."""
+    signature = record.signature_of(packed)
+    return signature is None or bool(signature.client_id)
 
 
 def _added(key: bytes, value: bytes | None, delta: int) -> tuple[bytes | None, str]:

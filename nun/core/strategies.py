@@ -60,7 +60,7 @@ class Rules(NamedTuple):
         prefixes: (prefix, strategy), the longest first.
         no_arbiter: what becomes of a write that would open a conflict while no arbiter is connected.
         timeout_ms: how long a conflict waits before the fallback ends it; 0: for ever.
-        signs: whether any of its records carry a signature.
+        signs: whether its records carry a signature: whether a strategy or a fallback may displace one unseen.
         arbitrates: whether any of its keys may go in conflict.
     """
 
@@ -144,17 +144,20 @@ def rules_of(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Rules:
     pairs = [(prefix.encode(), found) for prefix, found in named.items()]
     pairs.sort(key=lambda pair: (-len(pair[0]), pair[0]))
     used = {strategy, *named.values()}
-    signs = not used.isdisjoint((NEWER, OLDER))
+    timeout_ms = int(option("conflict_timeout_s", 0) * 1_000)
+    fallback = str(option("conflict_fallback", KEEP))
+    chosen = not used.isdisjoint((NEWER, OLDER))
     close_calls = str(option("close_calls", BY_OP_ID))
+    arbitrates = ARBITER in used or (chosen and close_calls == ARBITER)
     return Rules(
         strategy,
         tuple(pairs),
         str(option("no_arbiter", QUEUE)),
-        int(option("conflict_timeout_s", 0) * 1_000),
-        str(option("conflict_fallback", KEEP)),
+        timeout_ms,
+        fallback,
         close_calls,
-        signs,
-        ARBITER in used or (signs and close_calls == ARBITER),
+        chosen or (arbitrates and bool(timeout_ms) and fallback != KEEP),
+        arbitrates,
     )
 
 

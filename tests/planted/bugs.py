@@ -524,6 +524,14 @@ BUGS: tuple[Bug, ...] = (
         _STORIES,
     ),
     Bug(
+        "displaced-by-a-fallback-untold",
+        "the writer whose value a fallback displaces has no entry of the ledger, and is not told",
+        "nun/core/conflicts.py",
+        "        if winner is not None and winner.base",
+        "        if winner is False and winner.base",
+        ("tests/unit/core/test_arbitration.py", "-k", "fallback"),
+    ),
+    Bug(
         "fallback-fires-again",
         "a deadline that has passed ends what came to the queue later, too",
         "nun/core/conflicts.py",

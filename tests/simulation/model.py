@@ -9,6 +9,7 @@ M3  Entries are closed from the oldest on: by a resolution those that it names, 
     the increments next to them; by an expiry those that are due, as the fallback says. The value is what they come to.
 M4  Over a whole conflict the version goes up by one; between, it stays.
 M5  An entry that was opened or closed stays so; one notice for its writer comes with the end, and none before.
+M6  A write whose value a fallback displaces, unseen by the one that it chooses, has an entry from the same moment on.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Model:
         self._closing: Closing | None = None
         self._resolved: fx.Effect | None = None
         self._touched: set[Key] = set()
+        self._displaced: list[tuple[Key, int]] = []  # by expiries of the present entry
 
     def entry(self, database: int, key: bytes, op_id: int) -> dict[str, Any]:
         """The entry of a losing write."""
@@ -118,6 +120,11 @@ class Model:
                     f"{key} has open entries {self.queues.get(key)} and is {self.records.get(key)!r}",
                 )
         self._touched.clear()
+        for (database, key), op_id in self._displaced:
+            place = (database, b"%s%s_%d" % (CONFLICT_PREFIX, key, op_id))
+            if place not in self.entries:
+                self.fail("P1", f"{key!r}: a fallback displaced {op_id}, and the ledger lacks it")
+        self._displaced.clear()
 
     def _written(self, effect: fx.Effect) -> None:
         """M1"""
@@ -282,12 +289,16 @@ class Model:
         value = value_in(before)
         op_id = record.op_id_of(before)
         best = (self._written_at.get(op_id, stamp_of(before).at_ms), op_id)
+        seen: int | None = None  # what the chosen write had seen
         for entry in entries:
             stamp = (entry["at"], entry["op_id"])
             if entry["kind"] == "increment":
                 value = self._added(value, entry)
             elif fallback != "keep" and (stamp > best) == (fallback == "newer"):
                 value, best = hidden_bytes(entry["value"]), stamp
+                seen = entry["base"] if entry["base_known"] else -1
+        if op_id and seen not in (None, op_id) and op_id not in self._written_at:
+            self._displaced.append((closing.key, op_id))
         self._written_at[closing.op_id] = best[0]
         return value
 

@@ -162,7 +162,7 @@ def test_what_nobody_resolves_is_ended_by_the_fallback(fallback: str, value: byt
     assert {state for _, state in states(driver)} == {"open"}
     driver.tick(2)
     driver.sync()
-    assert {state for _, state in states(driver)} == {"expired"}
+    assert {state for _, state in states(driver)[-2:]} == {"expired"}
     assert value_of(driver, b"k") == value
     assert record.version_of(driver.core.tables[1].records[b"k"]) == 3
     assert [state for state, _ in notices(two)] == ["expired", "expired"]
@@ -178,10 +178,39 @@ def test_only_what_is_due_expires() -> None:
     driver.tick(6)
     put(two, "k", "third")
     driver.tick(5)
-    assert states(driver) == [("second", "expired"), ("third", "open")]
+    assert states(driver) == [("first", "decided"), ("second", "expired"), ("third", "open")]
     assert value_of(driver, b"k") == b"second"
     driver.tick(6)
-    assert states(driver)[1] == ("third", "expired")
+    assert states(driver)[2:] == [("third", "expired")]
+
+
+def test_the_writer_whose_value_a_fallback_displaces_is_told() -> None:
+    driver = made(conflict_timeout_s=10, conflict_fallback="newer")
+    one, two = driver.client(), driver.client()
+    base = put(one, "k", "old").op_id
+    first = put(one, "k", "first", base).op_id
+    put(two, "k", "second", base)
+    driver.tick(11)
+    [entry, other] = entries(driver)
+    assert (entry["state"], entry["value"], entry["op_id"]) == ("decided", "first", first)
+    assert (entry["decider"], entry["current"]["value"]) == ("timeout", "second")
+    assert "fallback newer" in entry["reason"]
+    assert other["state"] == "expired"
+    assert [state for state, _ in notices(one)] == ["decided"]
+    assert [state for state, _ in notices(two)] == ["expired"]
+
+
+def test_a_fallback_that_chooses_a_write_which_had_seen_the_value_displaces_nobody() -> None:
+    driver = made(conflict_timeout_s=10, conflict_fallback="newer")
+    one, two = driver.client(), driver.client()
+    base = put(one, "k", "old").op_id
+    first = put(one, "k", "first", base).op_id
+    put(two, "k", "second", base)
+    put(two, "k", "third", first)  # read while the key was in conflict
+    driver.tick(11)
+    assert states(driver) == [("second", "expired"), ("third", "expired")]
+    assert value_of(driver, b"k") == b"third"
+    assert notices(one) == []
 
 
 def test_a_timeout_set_later_holds_for_what_is_open() -> None:
