@@ -118,19 +118,24 @@ class Cluster:
             faults.heal()
 
     def __enter__(self) -> Self:
-        for _, proxy in self._proxies:
-            self._stack.enter_context(proxy)
-        for node in self.nodes:
-            self._stack.callback(node.close)
-            node.launch()
-        for node in self.nodes:
-            node.wait_ready()
-        with self.client(0) as client:
-            wait_until(
-                lambda: len([one for one in client.cluster() if one["number"]]) == len(self.nodes),
-                "all nodes to be members",
-            )
-            client.create_database(DATABASE, token=TOKEN, ack="all")
+        with ExitStack() as started:  # a start that fails leaves nothing behind
+            for _, proxy in self._proxies:
+                started.enter_context(proxy)
+            for node in self.nodes:
+                started.callback(node.close)
+                node.launch()
+            for node in self.nodes:
+                node.wait_ready()
+            with self.client(0) as client:
+                wait_until(
+                    lambda: (
+                        len([one for one in client.cluster() if one["number"]]) == len(self.nodes)
+                    ),
+                    "all nodes to be members",
+                    60.0,
+                )
+                client.create_database(DATABASE, token=TOKEN, ack="all")
+            self._stack = started.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> None:

@@ -165,9 +165,17 @@ def test_bin_test_leaves_long_tests_out_unless_told(checkout: Checkout) -> None:
     checkout.run("bin/test", "-x")
     checkout.run("bin/test", "--all", "-x")
     checkout.run("bin/test", "-x", CI="true")
-    runs = [line for line in checkout.logged() if line.startswith("run")]
-    assert runs == [
-        "run -m pytest -m not long -x",
-        "run -m pytest -x",
-        "run -m pytest -m not long -p tests.support.no_skips -x",
+    checkout.run("bin/test", "tests/unit", "-x")
+    checkout.run("bin/test", "--all", "-k", "name")
+    runs = [line.removeprefix("run -m pytest ") for line in checkout.logged()]
+    parallel = "--numprocesses=auto --dist=worksteal"
+    assert [line for line in runs if line.startswith("-m")] == [
+        f"-m not process and not long {parallel} -x",
+        "-m process and not long -x",
+        f"-m not process {parallel} -x",
+        "-m process -x",
+        f"-m not process and not long {parallel} -p tests.support.no_skips -x",
+        "-m process and not long -p tests.support.no_skips -x",
+        "-m not long tests/unit -x",
+        "-m  -k name",
     ]
