@@ -14,6 +14,7 @@ from actors import sockets
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.core.history import common_seq
 from nun.core.outbox import items_of_entries
 from nun.core.state import NodeState
 from nun.errors import StorageError
@@ -104,7 +105,7 @@ class Keeping:
             case [pm.COPY_DATA, ticket, file, offset, data]:
                 self._keep(ticket, lambda: copying.put(disk, file.decode(), offset, data))
             case [pm.COPY_END, ticket]:
-                self._keep(ticket, lambda: copying.end(disk))
+                self._keep(ticket, lambda: copying.end(disk, self._give_up_for))
             case [pm.CUT, ticket, common, epoch]:
                 self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
 
@@ -168,17 +169,51 @@ class Keeping:
         writer.loop.forget(writer.stream)
         if last_seq <= common:
             return
-        disk = writer.directory.disk
-        reader = LogReader(disk)
+        count = self._propose_again(self._state_at(last_seq), common, last_seq)
+        writer.oplog.truncate_after(common)
+        writer.log.warning("cut", common=common, last=last_seq, proposed_again=count)
+
+    def _give_up_for(self, brought: NodeState) -> None:
+        """Client writes of the log that a copy does not bring go to the outbox, before it takes the place of all (P1).
+
+        Where the copy is of the same history, and ends earlier, they are recognised as done.
+        """
+        writer = self._writer
+        last_seq = writer.make_durable()
+        writer.loop.forget(writer.stream)
+        if not writer.oplog.first_seq:
+            return
+        state = self._state_at(last_seq)
+        there = 0 if brought.position is None else brought.position.seq
+        common = common_seq(state.epochs, last_seq, brought.epochs, there)
+        if last_seq <= common:
+            return
+        first = max(common + 1, writer.oplog.first_seq)
+        count = self._propose_again(state, first - 1, last_seq)
+        writer.log.warning(
+            "given_up_for_a_copy",
+            common=common,
+            first=first,
+            last=last_seq,
+            proposed_again=count,
+        )
+
+    def _state_at(self, last_seq: int) -> NodeState:
+        """What files and log hold up to an entry, but for the records."""
+        disk = self._writer.directory.disk
         found = read_state(disk)
         state = NodeState() if found is None else found[0]
         files_seq = 0 if state.position is None else state.position.seq
-        for position, effects in entries(reader, files_seq + 1, last_seq):
+        for position, effects in entries(LogReader(disk), files_seq + 1, last_seq):
             state.apply(position, effects)
+        return state
+
+    def _propose_again(self, state: NodeState, common: int, last_seq: int) -> int:
+        """Makes the client writes of the log above `common` items of the outbox, durably; how many they are."""
         names = {number: info.name for number, info in state.databases.items()}
         epoch_there = state.epoch_of(common)
         end = NOTHING if epoch_there is None else Position.at(epoch_there, common)
+        reader = LogReader(self._writer.directory.disk)
         items = items_of_entries(entries(reader, common + 1, last_seq), names, end)
         self.outbox.add(items)
-        writer.oplog.truncate_after(common)
-        writer.log.warning("cut", common=common, last=last_seq, proposed_again=len(items))
+        return len(items)

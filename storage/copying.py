@@ -15,10 +15,11 @@ I1  Until the commit nothing that was here is touched; from it on, the old files
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from nun.codec import pack, unpack
+from nun.core.state import NodeState
 from nun.errors import DamagedFile, StorageError
 from storage import layout
 from storage import segment as seg
@@ -115,8 +116,12 @@ def put(disk: Disk, name: str, offset: int, data: bytes) -> None:
         file.close()
 
 
-def end(disk: Disk) -> None:
-    """Checks that all is here and whole, and commits. Raises StorageError or DamagedFile."""
+def end(disk: Disk, before: Callable[[NodeState], None]) -> None:
+    """Checks that all is here and whole, and commits. Raises StorageError or DamagedFile.
+
+    Args:
+        before: shown the state that the copy brings, just before what is here is given up for it.
+    """
     plan = _read_plan(disk, PLAN)
     for name, size in plan.files:
         place = f"{FOLDER}/{name}"
@@ -125,7 +130,8 @@ def end(disk: Disk) -> None:
         found = len(disk.view(place)) if disk.exists(place) else -1
         if found != size:
             raise DamagedFile(place, max(found, 0), f"expected {size} bytes")
-    read_base(FolderDisk(disk, FOLDER))
+    brought = read_base(FolderDisk(disk, FOLDER))
+    before(brought.state)
     disk.sync_names(FOLDER)
     disk.rename(PLAN, READY)
     disk.sync_names(FOLDER)

@@ -328,6 +328,14 @@ BUGS: tuple[Bug, ...] = (
         _LIVES,
     ),
     Bug(
+        "copy-takes-back",
+        "a copy takes the place of the log, and what only that log had is not proposed again",
+        "actors/keeping.py",
+        "copying.end(disk, self._give_up_for)",
+        "copying.end(disk, lambda _: None)",
+        _STORIES,
+    ),
+    Bug(
         "promise-forgotten",
         "a promise is told without being kept on disk",
         "actors/keeping.py",

@@ -150,13 +150,13 @@ class Simulation:
         self.clients.append(client)
         return client
 
-    def promote(self, name: str, force: bool = False) -> list[Request]:
-        """An operator asks some node to make this one primary; the answer goes into the list."""
+    def promote(self, name: str, force: bool = False, at: str | None = None) -> list[Request]:
+        """An operator asks some node, or this one, to make `name` primary; the answer goes into the list."""
         self.world.note("promote", name, force)
         if force:
             self.oracle.forced = True
         answers: list[Request] = []
-        client = self.client()
+        client = self.client(at, only=at is not None)
         request = Request(m.PROMOTE, None, (name, force), nothing)
 
         def answered(request: Request) -> None:

@@ -53,6 +53,7 @@ FOUND = {
 
 # As those, of lives with conflicts.
 FOUND_WITH_CONFLICTS = {
+    909: "after a forced promotion a copy took the place of writes that only its receiver had",
     1211: "a decision that was cut off was refused as a repeat, and then decided",
     1571: "a process whose log no longer held what it had missed read it for ever",
     1995: "a value that a fallback chose was taken for as young as its expiry, once the key was free",

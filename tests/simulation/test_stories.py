@@ -48,7 +48,7 @@ class Story(Simulation):
     def promoted(self, name: str, force: bool = False) -> None:
         """An operator makes this node primary, and it becomes so."""
         for _ in range(10):
-            answers = self.promote(name, force)
+            answers = self.promote(name, force, name if force else None)
             self.until(lambda: bool(answers), f"an answer about {name}", 30)  # noqa: B023
             if answers[0].status == 0 and answers[0].failure is None:
                 break
@@ -130,6 +130,30 @@ def test_a_write_that_lost_its_place_is_in_the_ledger(story: Story) -> None:
     core = story.nodes["node3"].network.core
     number = core.state.database_named("d").number
     assert lost.op_id in story.ledger(core.tables[number].records)
+
+
+def test_a_copy_of_a_node_that_had_less_and_was_made_primary_by_force_takes_nothing_back(
+    story: Story,
+) -> None:
+    """What a majority has cannot be cut from the files: the old primary gets a copy, and proposes what that lacks."""
+    old = story.at("node1")
+    story.put(old, "kept", "1", m.ACK_ALL)
+    story.cut("node3")
+    settled = story.put(old, "k", "1", m.ACK_MAJORITY)
+    story.until(
+        lambda: story.nodes["node1"].replicator.core.cut_floor >= settled.position[3],
+        "its files may hold it",
+    )
+    story.cut("node1", "node2")
+    story.cut("node1")
+    story.put(old, "alone", "1", m.ACK_PRIMARY)
+    story.promoted("node3", force=True)
+    story.put(story.at("node3"), "other", "there")
+    assert story.get(story.at("node3"), "k") is None
+    story.same()
+    assert story.primary() is story.nodes["node3"]
+    for key in ("kept", "k", "alone", "other"):
+        assert story.get(old, key) is not None, key
 
 
 def test_increments_of_a_client_that_went_on_are_added_when_its_old_primary_returns(

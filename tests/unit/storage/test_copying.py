@@ -55,6 +55,10 @@ def send(source: Disk, target: Disk, start: dict[str, int] | None = None) -> Non
             copying.put(target, name, offset, data[offset : offset + PART])
 
 
+def seen(_: object) -> None:
+    """Nothing of what is here has to be kept."""
+
+
 def records(disk: Disk) -> dict[str, dict[bytes, bytes]]:
     return view(load(disk, LogReader(disk)))
 
@@ -70,7 +74,9 @@ def test_a_copy_takes_the_place_of_what_was_here(tmp_path: Path) -> None:
     assert copying.in_progress(target) == (copy_id, {})
     send(source, target)
     assert records(target).keys() == {"old"}, "until all is here, nothing changes"
-    copying.end(target)
+    brought = []
+    copying.end(target, brought.append)
+    assert [state.position for state in brought] == [Position(1, 1, 1, 3)]
     assert records(target).keys() == {"old"}
     assert copying.finish(target)
     assert not copying.finish(target)
@@ -90,7 +96,7 @@ def test_what_is_here_is_known_after_a_start() -> None:
     after = target.crash(random.Random(1))
     assert copying.in_progress(after) == (copy_id, {name: PART})
     send(source, after, {name: PART})
-    copying.end(after)
+    copying.end(after, seen)
 
 
 def test_an_unchanged_snapshot_keeps_its_id_and_another_has_another() -> None:
@@ -115,7 +121,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         with pytest.raises(StorageError):
             copying.put(target, name, offset, data)
     with pytest.raises(DamagedFile, match="expected 10 bytes"):
-        copying.end(target)
+        copying.end(target, seen)
 
 
 @pytest.mark.parametrize("name", ["../NODE", "NODE", "LOCK", "oplog/0000000000000001.log", "x"])
@@ -135,7 +141,7 @@ def test_damage_on_the_way_is_noticed(tmp_path: Path) -> None:
     name = next(name for name, _ in files if name.endswith("side"))
     copying.put(target, name, 20, b"\xff\xff\xff")
     with pytest.raises(DamagedFile):
-        copying.end(target)
+        copying.end(target, seen)
 
 
 @pytest.mark.parametrize("how", ["done", "not_done", "torn"])
@@ -143,7 +149,7 @@ def test_a_crash_at_every_call_leaves_the_old_or_the_new(how: How) -> None:
     def work(disk: SimDisk) -> None:
         copying.begin(disk, copy_id, files)
         send(source, disk)
-        copying.end(disk)
+        copying.end(disk, seen)
         copying.finish(disk)
 
     source = SimDisk()
