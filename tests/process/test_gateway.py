@@ -2,88 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import nun
-from tests.support.cluster import Cluster
-from tests.support.node import Node, free_port, seeded, wait_until
+from tests.support.gateway import Served
+from tests.support.node import seeded, wait_until
 
 pytestmark = pytest.mark.process
-
-NPM_PACKAGE = "nun-db@1.8.3"
-SCRIPT = Path(__file__).parent / "npm" / "client.js"
-
-
-def post(port: int, body: str | bytes) -> str:
-    """What the gateway says to commands over HTTP."""
-    data = body.encode() if isinstance(body, str) else body
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/any/path", data)
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
-class Served(Node):
-    """A node with a gateway."""
-
-    def __init__(self, directory: Path) -> None:
-        self.ports = {name: free_port() for name in ("tcp", "http", "websocket")}
-        gateway = {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}
-        super().__init__(directory, {"gateway": gateway})
-
-    def wait_served(self) -> None:
-        wait_until(self._answers, "the gateway")
-
-    def _answers(self) -> bool:
-        try:
-            return self.post("auth nun nun-pwd") == "valid auth\n"
-        except OSError:
-            return False
-
-    def post(self, body: str | bytes) -> str:
-        return post(self.ports["http"], body)
-
-    def admin(self, commands: str) -> str:
-        return self.post(f"auth nun nun-pwd;{commands}").removeprefix("valid auth\n;")
-
-    def gateways(self) -> list[int]:
-        """The pids of the gateways so far."""
-        return [line["pid"] for line in list(self.lines) if line.get("event") == "gateway_ready"]
-
-    def line(self) -> Line:
-        return Line(self.ports["tcp"])
-
-
-class Line:
-    """A TCP connection that has been greeted."""
-
-    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
-        self.reader = self.socket.makefile("rb")
-        assert self.reader.readline() == b"ok \n"
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.reader.close()
-        self.socket.close()
-
-    def say(self, text: str, lines: int = 1) -> list[str]:
-        """Sends a command, and reads so many lines."""
-        self.socket.sendall(text.encode() + b"\n")
-        return [self.reader.readline().decode() for _ in range(lines)]
 
 
 @pytest.fixture(scope="module")
@@ -245,83 +177,3 @@ def test_a_gateway_that_dies_is_started_alone(tmp_path: Path) -> None:
         node.wait_served()
         assert node.post("use-db shop t;get a") == "empty;value 1\n"
         assert {**node.pids(), "gateway": before["gateway"]} == before
-
-
-# The published client
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the client is installed."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed: the published client is not tried")
-    folder = tmp_path_factory.mktemp("npm")
-    subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder, NPM_PACKAGE],
-        check=True, capture_output=True, timeout=240, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    shutil.copy(SCRIPT, folder / "client.js")
-    return folder
-
-
-PREPARE = (
-    "create-db sample sample-pwd;use-db sample sample-pwd;create-user client client-pwd;"
-    "set-permissions client r *|rwx client-*;create-db merged arb-pwd arbiter"
-)
-
-
-def test_the_published_client_works(served: Served, npm: Path) -> None:
-    served.admin(PREPARE)
-    drive(npm, served.ports["websocket"])
-
-
-def test_the_published_client_works_on_three_nodes(tmp_path: Path, npm: Path) -> None:
-    """Writers and the arbiter on different nodes; most on replicas."""
-    ports = [(free_port(), free_port()) for _ in range(3)]
-    each = {
-        number: {"gateway": {"http": f"127.0.0.1:{http}", "websocket": f"127.0.0.1:{websocket}"}}
-        for number, (http, websocket) in enumerate(ports, 1)
-    }
-    with Cluster(tmp_path, each=each) as cluster:
-        cluster.wait_role(1, "replica")
-        wait_until(lambda: post(ports[1][0], "auth nun nun-pwd") == "valid auth\n", "a gateway")
-        assert "create-db success" in post(ports[1][0], "auth nun nun-pwd;" + PREPARE)
-        told = post(ports[1][0], "auth nun nun-pwd;cluster-state").partition(";")[2]
-        assert "node1(Connected):Primary, node2(self):Secoundary , node3" in told
-        cluster.wait_same()
-        drive(npm, *(websocket for _, websocket in (ports[1], ports[0], ports[2])))
-        told = post(ports[0][0], "use-db merged arb-pwd;set-safe name 1 v1;get-safe name")
-        assert told == "empty;empty;value-version 2 v1\n"
-        cluster.wait_same()
-        told = post(ports[2][0], "use-db merged arb-pwd;set-safe name 0 v2;set-safe name 0 v3")
-        first, second = (one.rpartition(" ")[2] for one in told.split(";")[1:])
-        cluster.wait_decided()
-        cluster.wait_same()
-        for http, _ in ports:
-            told = post(http, f"use-db merged arb-pwd;get {first};get {second}")
-            assert "merged 2 name v1 v2\n" in told
-            assert f"name {first} v3\n" in told
-
-
-def drive(npm: Path, *ports: int) -> None:
-    """Runs the script with the published client, and looks at what it has found."""
-    urls = [f"ws://127.0.0.1:{port}" for port in ports]
-    run = subprocess.run(
-        ["node", "client.js", *urls],
-        cwd=npm, capture_output=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr.decode()[-2_000:]
-    found = json.loads(run.stdout)
-    values = found["values"]
-    assert values["back"] == values["kinds"]
-    assert [value for value, _ in values["seen"]] == values["kinds"]
-    assert (values["n"], values["gone"]) == (4, None)
-    assert values["keys"] == ["$connections", "k", "n"]
-    assert found["refusals"] == {
-        "denied": "permission denied",
-        "stale": "permission denied",
-        "wrong": "Invalid token",
-        "value": "b",
-    }
-    assert found["arbiter"]["settled"] == 60
-    assert found["arbiter"]["missing"] == []

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from nun.limits import MIB
-from tests.process.test_gateway import Line, Served
+from tests.support.gateway import Line, Served
 from tests.support.node import wait_until
 
 pytestmark = pytest.mark.process

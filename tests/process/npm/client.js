@@ -1,36 +1,35 @@
-// Drives the published client nun-db as its users do; prints one JSON line. Arguments: addresses of nodes, in turns.
-const NunDb = require('nun-db');
-console.log = () => {}; // the client talks a lot
-const urls = process.argv.slice(2);
+// Drives the published client as its users do; prints one JSON line. Arguments: how many writes an arbiter merges, then
+// the addresses of nodes, in turns.
+const { NunDb, pause, until, merging, run } = require('./common.js');
+const [writes, ...urls] = process.argv.slice(2);
 const seen = [];
-const pause = ms => new Promise(done => setTimeout(done, ms));
-const until = async check => {
-  for (let left = 600; left > 0; left--) {
-    const found = await check();
-    if (found) return found;
-    await pause(50);
-  }
-  throw new Error('waited in vain');
-};
 const open = (db, token, user, at = 0) => new NunDb({ url: urls[at % urls.length], db, token, user });
 
 async function values() {
-  const [writer, watcher] = [open('sample', 'sample-pwd'), open('sample', 'sample-pwd')];
+  const [writer, watcher, other] = [0, 1, 2].map(at => open('sample', 'sample-pwd', undefined, at));
+  const heard = [];
   await watcher.watch('k', event => seen.push([event.value, event.version]));
-  const kinds = ['text', 'two words', 5, 1.5, true, [1, 'x'], { deep: { er: [null] } }];
+  await other.watch('k', event => heard.push([event.value, event.version]));
+  const kinds = ['text', 'two words', 5, 1.5, -1, true, [1, 'x'], [], {}, { deep: { er: [null] } }, 'Zoë 🦊'];
+  const falsy = [0, false, null, '']; // that client gives them back in its own wrapping
   const back = [];
   for (const value of kinds) {
     await writer.setValue('k', value);
     back.push((await writer.get('k')).value);
   }
+  const wrapped = [];
+  for (const value of falsy) {
+    await writer.setValue('falsy', value);
+    wrapped.push((await writer.get('falsy')).value);
+  }
   await writer.increment('n', 3);
   await writer.increment('n');
-  await until(() => seen.length >= kinds.length);
+  await until(() => seen.length >= kinds.length && heard.length >= kinds.length);
   const n = (await writer.get('n')).value;
   const keys = await writer.keys();
   await writer.remove('k');
   const gone = (await writer.get('k')).value;
-  return { kinds, back, n, keys, gone, seen };
+  return { kinds, back, falsy, wrapped, n, keys, gone, seen, heard };
 }
 
 async function refusals() {
@@ -46,33 +45,32 @@ async function refusals() {
 }
 
 async function arbiter() {
-  const merges = open('merged', 'arb-pwd');
-  let merged = 0;
-  await merges.becameArbiter(async ({ values }) => {
-    merged += 1;
-    const all = values.flatMap(value => (value && value.value) || []);
-    return { _id: Date.now() + merged, value: [...new Set(all)].sort() };
-  });
-  const first = open('merged', 'arb-pwd');
-  await first.setValue('set', ['start']);
-  await first.setValue('set', ['start']);
+  await merging(open('merged', 'arb-pwd'));
+  const clients = Array.from({ length: 30 }, (_, at) => open('merged', 'arb-pwd', undefined, at));
+  await clients[0].setValue('set', ['start']);
+  await clients[0].setValue('set', ['start']);
   const wanted = ['start'];
   const promises = [];
-  for (let index = 0; index < 60; index++) {
+  for (let index = 0; index < writes; index++) {
     wanted.push('e' + index);
-    promises.push(open('merged', 'arb-pwd', undefined, index).setValueSafe('set', ['e' + index], 1));
+    promises.push(clients[index % clients.length].setValueSafe('set', ['e' + index], 1));
   }
-  const settled = await Promise.race([Promise.allSettled(promises), pause(20000).then(() => null)]);
+  const settled = await Promise.race([Promise.allSettled(promises), pause(60000).then(() => [])]);
   const state = await until(async () => {
-    const found = await first.get('set');
-    return found.version !== -2 && merged && wanted.every(one => found.value.includes(one)) && found;
+    const found = await clients[0].get('set');
+    return found.version !== -2 && wanted.every(one => found.value.includes(one)) && found;
   });
-  return { settled: settled && settled.length, missing: wanted.filter(one => !state.value.includes(one)), merged };
+  const everywhere = [];
+  for (let at = 0; at < urls.length; at++) {
+    const same = async () => JSON.stringify((await clients[at].get('set')).value) === JSON.stringify(state.value);
+    everywhere.push(await until(same));
+  }
+  return {
+    settled: settled.length,
+    kept: settled.filter(one => one.status === 'fulfilled').length,
+    missing: wanted.filter(one => !state.value.includes(one)),
+    everywhere,
+  };
 }
 
-(async () => {
-  const found = { values: await values(), refusals: await refusals(), arbiter: await arbiter() };
-  process.stdout.write(JSON.stringify(found) + '\n', () => process.exit(0));
-})().catch(error => {
-  process.stderr.write(String(error.stack) + '\n', () => process.exit(1));
-});
+run(async () => ({ values: await values(), refusals: await refusals(), arbiter: await arbiter() }));

@@ -1,0 +1,70 @@
+"""A node with a gateway, and what speaks to it by hand: `post` for HTTP, `Line` for TCP."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from pathlib import Path
+
+from tests.support.node import Node, free_port, wait_until
+
+
+def post(port: int, body: str | bytes) -> str:
+    """What the gateway says to commands over HTTP."""
+    data = body.encode() if isinstance(body, str) else body
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/any/path", data)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+class Served(Node):
+    """A node with a gateway."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ports = {name: free_port() for name in ("tcp", "http", "websocket")}
+        gateway = {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}
+        super().__init__(directory, {"gateway": gateway})
+
+    def wait_served(self) -> None:
+        wait_until(self._answers, "the gateway")
+
+    def _answers(self) -> bool:
+        try:
+            return self.post("auth nun nun-pwd") == "valid auth\n"
+        except OSError:
+            return False
+
+    def post(self, body: str | bytes) -> str:
+        return post(self.ports["http"], body)
+
+    def admin(self, commands: str) -> str:
+        return self.post(f"auth nun nun-pwd;{commands}").removeprefix("valid auth\n;")
+
+    def gateways(self) -> list[int]:
+        """The pids of the gateways so far."""
+        return [line["pid"] for line in list(self.lines) if line.get("event") == "gateway_ready"]
+
+    def line(self) -> Line:
+        return Line(self.ports["tcp"])
+
+
+class Line:
+    """A TCP connection that has been greeted."""
+
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
+        self.reader = self.socket.makefile("rb")
+        assert self.reader.readline() == b"ok \n"
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+        self.socket.close()
+
+    def say(self, text: str, lines: int = 1) -> list[str]:
+        """Sends a command, and reads so many lines."""
+        self.socket.sendall(text.encode() + b"\n")
+        return [self.reader.readline().decode() for _ in range(lines)]
