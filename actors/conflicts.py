@@ -1,7 +1,7 @@
 """The conflict manager: the process that knows arbiters, claims and timers.
 
-It moves messages and time; what they mean is decided by nun/core/conflict_manager.py. It talks with this node's network
-process only, which passes on what arbiters ask. Writes without conflict never come here.
+It moves messages and time; what they mean is decided by nun/core/conflicts/manager.py. It talks with this
+node's network process only, which passes on what arbiters ask. Writes without conflict never come here.
 
 It holds nothing that is not elsewhere: it may die alone, and asks the network process what is in conflict.
 """
@@ -14,7 +14,7 @@ from typing import Final
 from actors import sockets
 from actors.child import Child, run_child
 from nun.codec import pack, unpack
-from nun.core.conflict_manager import ConflictManagerCore
+from nun.core.conflicts.manager import ConflictManagerCore
 from nun.limits import DRAIN_MESSAGES_MAX
 
 TICK_S: Final = 0.05

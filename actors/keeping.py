@@ -15,7 +15,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core.history import common_seq
-from nun.core.outbox import items_of_entries
+from nun.core.proposals.outbox import items_of_entries
 from nun.core.state import NodeState
 from nun.errors import StorageError
 from nun.position import NOTHING, Epoch, Position

@@ -32,7 +32,7 @@ from nun.config import ConflictsConfig
 from nun.core import effects as fx
 from nun.core.network import NetworkCore
 from nun.core.output import Output
-from nun.core.repeats import Held, first_unseen, request_of
+from nun.core.proposals.repeats import Held, first_unseen, request_of
 from nun.core.settings import ConflictSettings, Settings
 from nun.core.state import NodeState
 from nun.errors import Compacted, StorageError

@@ -1,7 +1,7 @@
 """The replicator: the only process that talks to other nodes.
 
-It moves messages and time; what they mean is decided by nun/core/replicator.py. One turn drains every socket that has
-something, and then does what the core wants:
+It moves messages and time; what they mean is decided by nun/core/replication/replicator.py. One turn drains every
+socket that has something, and then does what the core wants:
 
     this node's op stream --> entries decided here --> node stream --> other nodes
     another node's stream --> entries --> replica stream --> this node's writer and network process
@@ -25,7 +25,7 @@ from actors import sockets
 from actors.admission import admit_only
 from actors.child import Child, run_child
 from nun.codec import pack, unpack
-from nun.core.replicator import Output, ReplicatorCore
+from nun.core.replication.replicator import Output, ReplicatorCore
 from nun.core.settings import ReplicatorSettings
 from nun.errors import Compacted, StorageError, WireError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX

@@ -117,7 +117,7 @@ EVENTS: Final = (
 #   event: [kind, key, value, version, op_id, seq]; it costs len(body) of the watch's credit
 RECEIPT: Final = 202  # [202, status, number, result, position, op_id, receipt]   a large reply; show `receipt` in PING
 OUTCOME: Final = 204  # [204, op_id, notice]
-#   notice: msgpack bytes of the map that nun/core/ledger.py describes; it comes again until OUTCOMES_SEEN names it
+#   notice: msgpack bytes of the map in nun/core/conflicts/ledger.py; it comes again until OUTCOMES_SEEN names it
 WATCH_ENDED: Final = 203  # [203, watch, code, message, fields]
 
 # Kinds of events.

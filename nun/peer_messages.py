@@ -150,5 +150,7 @@ TOPIC_ENTRY: Final = b"c"
 TOPIC_OF_OTHERS: Final = (
     b"d"  # and an origin's number in binary: entries with its values, for all but it
 )
-TOPIC_ECHO: Final = b"e"  # and its number in binary: the same entries for it, nun/core/echoes.py
+TOPIC_ECHO: Final = (
+    b"e"  # and its number in binary: the same entries for it, nun/core/replication/echoes.py
+)
 TOPIC_MARKER: Final = b"~"  # and 16 random bytes

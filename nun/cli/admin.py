@@ -9,7 +9,7 @@ import click
 
 from nun.cli.output import bytes_text, duration_text, plain, print_table, say, say_json
 from nun.cli.settings import Settings, with_settings
-from nun.core.strategies import (
+from nun.core.conflicts.strategies import (
     ARBITER,
     BY_OP_ID,
     KEEP,

@@ -15,7 +15,7 @@ from nun.client.request import Grant, Request, nothing
 from nun.client.results import Entry, Result
 from nun.client.values import TEXT, Decoding, check_key, check_value
 from nun.core.clock import unix_ms_of
-from nun.core.ledger_keys import entry_key, hidden_bytes, key_and_op_id
+from nun.core.conflicts.ledger_keys import entry_key, hidden_bytes, key_and_op_id
 from nun.core.record import op_id_of, value_of, version_of
 from nun.errors import BadRequest
 from nun.limits import KEYS_PAGE_MAX

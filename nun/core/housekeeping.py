@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nun.core import effects as fx
 from nun.core.clock import unix_ms_of
-from nun.core.ledger import count
+from nun.core.conflicts.ledger import count
 from nun.core.metrics import REQUEST_NAMES
 from nun.position import Position
 from nun.version import VERSION

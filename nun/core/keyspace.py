@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nun.core import record
-from nun.core.ledger_keys import CONFLICT_PREFIX
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
 from nun.core.record import ABSENT
 from nun.limits import BASES_BYTES_MAX
 

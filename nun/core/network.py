@@ -19,45 +19,45 @@ from typing import Any, Final
 from nun import messages as m
 from nun.codec import enclosed, pack, unpack
 from nun.core import effects as fx
-from nun.core.access import Doorkeeper, Rights
-from nun.core.admin_requests import AdminRequests
-from nun.core.arbitration import Arbitration
-from nun.core.arguments import check_floor
-from nun.core.batch_requests import BatchRequests
 from nun.core.clock import TICK, Clock
-from nun.core.cluster_requests import ClusterRequests
-from nun.core.conflicts import Conflicts
-from nun.core.data_requests import DataRequests
+from nun.core.conflicts.arbitration import Arbitration
+from nun.core.conflicts.decisions import Conflicts
+from nun.core.conflicts.ledger import Ledger
+from nun.core.conflicts.outcomes import Outcomes
 from nun.core.digests import Digests
-from nun.core.forwarding import Forwarding, Proposals
 from nun.core.housekeeping import Housekeeping
-from nun.core.items import Items
 from nun.core.keyspace import Table
-from nun.core.ledger import Ledger
 from nun.core.levels import Level, Levels
 from nun.core.metrics import REQUEST_NAMES, Metrics
-from nun.core.outcomes import Outcomes
 from nun.core.output import Output
-from nun.core.repeats import Held
+from nun.core.proposals.forwarding import Forwarding, Proposals
+from nun.core.proposals.items import Items
+from nun.core.proposals.repeats import Held
+from nun.core.proposals.tentative import Tentative
 from nun.core.replica import Adopter
-from nun.core.request_kinds import (
+from nun.core.requests.access import Doorkeeper, Rights
+from nun.core.requests.admin import AdminRequests
+from nun.core.requests.arguments import check_floor
+from nun.core.requests.batch import BatchRequests
+from nun.core.requests.cluster import ClusterRequests
+from nun.core.requests.data import DataRequests
+from nun.core.requests.kinds import (
     DECIDED_BY_PRIMARY,
     IN_A_DATABASE,
     SHOWS_NOTHING,
     VIEWED,
     WRITES_TO_KEYS,
 )
+from nun.core.requests.session import SessionRequests
+from nun.core.requests.sessions import Session
+from nun.core.requests.shared_rights import SharedRights
+from nun.core.requests.views import Views, level_of
+from nun.core.requests.watch import WatchRequests
+from nun.core.requests.watching import Watches
 from nun.core.roles import Roles
-from nun.core.session_requests import SessionRequests
-from nun.core.sessions import Session
 from nun.core.settings import Settings
-from nun.core.shared_rights import SharedRights
 from nun.core.state import NodeState, Row
 from nun.core.stream import PendingEntry, Stream
-from nun.core.tentative import Tentative
-from nun.core.views import Views, level_of
-from nun.core.watch_requests import WatchRequests
-from nun.core.watching import Watches
 from nun.errors import (
     AuthError,
     BadRequest,

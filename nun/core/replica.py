@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from nun.codec import unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.access import GUARDED_PREFIX
 from nun.core.clock import TICK
 from nun.core.history import Fence
 from nun.core.keyspace import Table
 from nun.core.record import ABSENT
+from nun.core.requests.access import GUARDED_PREFIX
 from nun.position import Position
 
 if TYPE_CHECKING:

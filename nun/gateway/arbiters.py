@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nun.client import conflicts as ledger
-from nun.core.ledger import OPEN
-from nun.core.ledger_keys import entry_key, hidden_bytes, key_and_op_id
+from nun.core.conflicts.ledger import OPEN
+from nun.core.conflicts.ledger_keys import entry_key, hidden_bytes, key_and_op_id
 from nun.errors import ClaimLost
 from nun.gateway import language
 from nun.gateway.language import CONFLICTS, DONE, Reply, failed

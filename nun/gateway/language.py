@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from nun.core.ledger_keys import hidden_bytes
+from nun.core.conflicts.ledger_keys import hidden_bytes
 
 EMPTY: Final = b"<Empty>"  # stands for a value that is not there
 I32_MAX: Final = 2**31 - 1

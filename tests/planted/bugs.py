@@ -48,7 +48,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "read-not-waiting",
         "a read shows a record that is not durable yet",
-        "nun/core/data_requests.py",
+        "nun/core/requests/data.py",
         """            waits_for = self._stream.waits_for(database, (key,))
         core.reply(session, number, packed, waits_for=waits_for)
 """,
@@ -107,7 +107,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "atomic-applies-half",
         "an atomic batch that is refused keeps what it did before the refusal",
-        "nun/core/batch_requests.py",
+        "nun/core/requests/batch.py",
         "            decided.put_back()\n",
         "",
         _STORE,
@@ -139,7 +139,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "batch-permissions-skipped",
         "the keys of a batch are not held against the user's permissions",
-        "nun/core/batch_requests.py",
+        "nun/core/requests/batch.py",
         "                rights.check_many(RIGHT_OF[kind], named, joined)\n",
         "                named = []\n",
         _GUARD,
@@ -147,7 +147,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "guarded-keys-open",
         "keys that begin with $$ are treated like any other",
-        "nun/core/access.py",
+        "nun/core/requests/access.py",
         """        if key.startswith(GUARDED_PREFIX):
             return False
 """,
@@ -157,7 +157,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "wrong-secrets-uncounted",
         "guessing passwords is free",
-        "nun/core/access.py",
+        "nun/core/requests/access.py",
         "            _keep(self._failures, door, (count + 1, since))\n",
         "            _keep(self._failures, door, (count, since))\n",
         _GUARD,
@@ -165,7 +165,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "watcher-skips-without-credit",
         "what a watcher has no credit for is dropped, not kept for later",
-        "nun/core/watching.py",
+        "nun/core/requests/watching.py",
         "                    self._fall_behind(watch, body.first_seq, body.skip)\n",
         "                    continue\n",
         _WATCH,
@@ -173,7 +173,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "watcher-repeats-its-last-event",
         "a watcher that fell behind within an entry is told its first events again",
-        "nun/core/watching.py",
+        "nun/core/requests/watching.py",
         "        watch.next_seq, watch.skip = seq, skip\n",
         "        watch.next_seq, watch.skip = seq, 0\n",
         _WATCH,
@@ -181,7 +181,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "compaction-not-told",
         "a watch from a position that is gone goes on from now without a word",
-        "nun/core/watching.py",
+        "nun/core/requests/watching.py",
         """        else:
             self.compacted(watch.number)
 
@@ -290,7 +290,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "marker-skipped",
         "a replica says where it stands before its subscription is proven",
-        "nun/core/following.py",
+        "nun/core/replication/following.py",
         "        self.state = CONNECTING\n",
         "        self.state = STANDING\n",
         _STORIES,
@@ -306,7 +306,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "tail-beat-ignored",
         "a beat whose last entry has not come is passed over",
-        "nun/core/following.py",
+        "nun/core/replication/following.py",
         "        if last > core.last_seq:\n            self._catch_up()\n",
         "        if last < 0:\n            self._catch_up()\n",
         _STORIES,
@@ -322,7 +322,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "ack-before-durable",
         "a replica acks what it has handed down, not what is on its disk",
-        "nun/core/following.py",
+        "nun/core/replication/following.py",
         "(pm.ACK, self.epoch, core.durable_seq, core.last_seq)",
         "(pm.ACK, self.epoch, core.last_seq, core.last_seq)",
         _LIVES,
@@ -354,7 +354,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "acks-of-older-epochs-counted",
         "an ack counts whatever epoch it is of",
-        "nun/core/serving.py",
+        "nun/core/replication/serving.py",
         "        if not core.leads or epoch != core.epoch or name not in core.member_names:\n",
         "        if not core.leads or name not in core.member_names:\n",
         _REPLICATORS,
@@ -362,7 +362,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "promise-binds-once-on-disk",
         "a node follows the old primary while the promise to a new one is being written",
-        "nun/core/replicator.py",
+        "nun/core/replication/replicator.py",
         "(each for each in (self.promise, self.wished) if each is not None)",
         "(each for each in (self.promise,) if each is not None)",
         _REPLICATORS,
@@ -370,7 +370,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "settled-after-the-promise",
         "a primary that has promised itself to another goes on counting disks",
-        "nun/core/serving.py",
+        "nun/core/replication/serving.py",
         "        if not core.leads or core.epoch is None or core.older(core.epoch):\n",
         "        if not core.leads:\n",
         _REPLICATORS,
@@ -394,7 +394,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "echo-believed",
         "an echo is taken for its entry whatever its origin had kept",
-        "nun/core/echoes.py",
+        "nun/core/replication/echoes.py",
         "        if crc32(frame) != crc:\n",
         "        if not frame:\n",
         ("tests/unit/core/test_echoes.py",),
@@ -402,7 +402,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "repeat-taken-for-the-first",
         "an item below the floor is decided without asking what its node has seen since",
-        "nun/core/repeats.py",
+        "nun/core/proposals/repeats.py",
         "    return verdict == OPEN and max(late, default=0) <= seen.seq\n",
         "    return verdict == OPEN\n",
         ("tests/unit/core/test_repeats.py",),
@@ -410,7 +410,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "outbox-dropped-at-decision",
         "an item leaves the outbox when it is decided, not when that is settled",
-        "nun/core/tentative.py",
+        "nun/core/proposals/tentative.py",
         "        while self._decided and self._decided[0][0] <= seq:\n",
         "        while self._decided:\n",
         _STORIES,
@@ -426,7 +426,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "retry-answered-early",
         "a retry of a write that is not durable yet is answered at once",
-        "nun/core/data_requests.py",
+        "nun/core/requests/data.py",
         "        waits_for = self._stream.at(row.position.seq)\n        result = row.result\n",
         "        waits_for = None\n        result = row.result\n",
         _STORIES,
@@ -434,7 +434,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "late-write-judged-as-new",
         "a write that is proposed again wins over what it has not seen",
-        "nun/core/items.py",
+        "nun/core/proposals/items.py",
         "        return operation.base != record.op_id_of(old) and (bool(operation.base) or alive)\n",
         "        return False\n",
         _STORIES,
@@ -442,7 +442,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "watch-skips-after-reading-the-log",
         "a watch that has read the log goes on one entry too far",
-        "nun/core/watching.py",
+        "nun/core/requests/watching.py",
         "            watch.next_seq, watch.skip = last_seq + 1, 0\n",
         "            watch.next_seq, watch.skip = last_seq + 2, 0\n",
         _LIVES,
@@ -458,7 +458,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "majority-read-shows-tentative",
         "a majority read shows what this node has only taken",
-        "nun/core/data_requests.py",
+        "nun/core/requests/data.py",
         """        if core.tentative.shown and core.level is None:
             tentative =""",
         """        if core.tentative.shown:
@@ -468,7 +468,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "notice-to-nobody",
         "the writer of a losing write is not told",
-        "nun/core/ledger.py",
+        "nun/core/conflicts/ledger.py",
         "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
         "        pending = core.stream.add((fx.NOTICE, b'', write.op_id, notice))\n",
         _LIVES,
@@ -476,7 +476,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "sent-twice-by-a-new-primary",
         "what goes out in the turn in which a node decides its own proposals goes out twice",
-        "nun/core/forwarding.py",
+        "nun/core/proposals/forwarding.py",
         "            core.out.sends = []  # it was the list that was taken apart above\n",
         "",
         ("tests/unit/core/test_changes_of_primary.py",),
@@ -492,7 +492,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "resolution-of-what-was-not-shown",
         "a resolution is carried out though the key holds something else by now",
-        "nun/core/conflicts.py",
+        "nun/core/conflicts/decisions.py",
         "        if record.op_id_of(held) != shown and not absent:\n",
         "        if shown < 0:\n",
         ("tests/unit/core/test_arbitration.py", "tests/unit/core/test_conflicts.py"),
@@ -500,7 +500,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "late-attempt-accepted",
         "a resolution passes though its claim has ended",
-        "nun/core/arbitration.py",
+        "nun/core/conflicts/arbitration.py",
         "            elif good:\n",
         "            elif good or waiting.attempt:\n",
         _CONFLICT_STORIES,
@@ -508,7 +508,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "resolution-closes-too-much",
         "a resolution closes the entry after those that it names, too",
-        "nun/core/conflicts.py",
+        "nun/core/conflicts/decisions.py",
         "            for entry in queue.entries[: len(op_ids)]\n",
         "            for entry in queue.entries[: len(op_ids) + 1]\n",
         _CONFLICTS,
@@ -516,7 +516,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "claim-outlives-its-arbiter",
         "what an arbiter had claimed is not offered again when it leaves",
-        "nun/core/conflict_manager.py",
+        "nun/core/conflicts/manager.py",
         """            for key in sorted(arbiter.claims):
                 self._wait_again(key)
 """,
@@ -526,7 +526,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "ledger-not-replicated",
         "entries of the ledger stay in the primary's memory",
-        "nun/core/ledger.py",
+        "nun/core/conflicts/ledger.py",
         "        core.stream.add((fx.MADE, database, stamp, list(places), new, False))\n",
         "",
         _STORIES,
@@ -534,7 +534,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "displaced-by-a-fallback-untold",
         "the writer whose value a fallback displaces has no entry of the ledger, and is not told",
-        "nun/core/conflicts.py",
+        "nun/core/conflicts/decisions.py",
         "        if winner is not None and winner.base",
         "        if winner is False and winner.base",
         ("tests/unit/core/test_arbitration.py", "-k", "fallback"),
@@ -542,7 +542,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "fallback-fires-again",
         "a deadline that has passed ends what came to the queue later, too",
-        "nun/core/conflicts.py",
+        "nun/core/conflicts/decisions.py",
         "            if one.opened_ms + rules.timeout_ms > core.unix_ms:\n",
         "            if one.opened_ms > core.unix_ms:\n",
         _CONFLICT_STORIES,
@@ -550,7 +550,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "outcome-sent-twice",
         "the writer of a losing write is told twice",
-        "nun/core/ledger.py",
+        "nun/core/conflicts/ledger.py",
         "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
         "        core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n"
         "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",

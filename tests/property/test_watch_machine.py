@@ -99,8 +99,8 @@ class WatchMachine(RuleBasedStateMachine):
         super().__init__()
         # Small messages, so that entries are cut in their middle.
         self.patches = [
-            patch("nun.core.watching.EVENTS_BYTES_MAX", 150),
-            patch("nun.core.watching.STATE_COPIES_MAX", 2),
+            patch("nun.core.requests.watching.EVENTS_BYTES_MAX", 150),
+            patch("nun.core.requests.watching.STATE_COPIES_MAX", 2),
         ]
         for each in self.patches:
             each.start()

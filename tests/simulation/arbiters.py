@@ -15,7 +15,7 @@ from typing import Any, Final
 from nun import messages as m
 from nun.client.request import Request
 from nun.core import record
-from nun.core.ledger_keys import hidden_bytes
+from nun.core.conflicts.ledger_keys import hidden_bytes
 from nun.errors import ClaimLost
 from tests.simulation.client import Client, outcome
 from tests.simulation.model import Model

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nun.core import effects as fx
-from nun.core import ledger, record
-from nun.core.ledger_keys import CONFLICT_PREFIX
+from nun.core import record
+from nun.core.conflicts import ledger
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
 from tests.simulation.model import OPEN, Model
 from tests.simulation.process import Failed
 

@@ -24,9 +24,9 @@ from nun import messages as m
 from nun.codec import unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.ledger_keys import CONFLICT_PREFIX, hidden_bytes
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX, hidden_bytes
+from nun.core.conflicts.strategies import Rules, rules_of, stamp_of
 from nun.core.record import ABSENT
-from nun.core.strategies import Rules, rules_of, stamp_of
 from nun.position import Position
 from tests.simulation.oracle import changes_of, value_in
 from tests.simulation.process import Failed

@@ -13,7 +13,7 @@ from typing import Any
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
-from nun.core.outbox import decode_item
+from nun.core.proposals.outbox import decode_item
 from nun.position import NOTHING, Epoch, Position
 from storage.oplog import LogReader
 from tests.simulation.process import Failed

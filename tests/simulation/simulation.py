@@ -24,7 +24,7 @@ from nun.config import (
 )
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.ledger_keys import CONFLICT_PREFIX
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
 from nun.position import Position
 from storage.oplog import LogReader
 from storage.recovery import load

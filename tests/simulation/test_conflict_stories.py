@@ -11,7 +11,7 @@ from nun import messages as m
 from nun.client import operations as ops
 from nun.client.request import Request
 from nun.client.values import TEXT
-from nun.core import ledger
+from nun.core.conflicts import ledger
 from nun.errors import ClaimLost, ConflictPending
 from tests.simulation.client import Client, outcome, with_level
 from tests.simulation.process import installed

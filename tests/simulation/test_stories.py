@@ -11,7 +11,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.client import operations as ops
 from nun.client.values import TEXT
-from nun.core.echoes import topics_of
+from nun.core.replication.echoes import topics_of
 from tests.simulation.client import Client, with_level
 from tests.simulation.process import installed
 from tests.simulation.simulation import Simulation

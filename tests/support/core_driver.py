@@ -13,7 +13,7 @@ from typing import Any
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core.conflict_manager import ConflictManagerCore
+from nun.core.conflicts.manager import ConflictManagerCore
 from nun.core.network import NetworkCore
 from nun.core.settings import Settings
 from nun.core.state import NodeState

@@ -13,7 +13,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core.conflict_manager import ConflictManagerCore
+from nun.core.conflicts.manager import ConflictManagerCore
 from nun.core.network import NetworkCore
 from nun.position import Epoch
 from tests.support.core_driver import CLUSTER, SETTINGS, CoreDriver, DrivenClient, replay

@@ -15,7 +15,7 @@ from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core.history import Fence
-from nun.core.replicator import Output, ReplicatorCore
+from nun.core.replication.replicator import Output, ReplicatorCore
 from nun.core.settings import ReplicatorSettings
 from nun.position import Epoch, Position
 

@@ -200,6 +200,18 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     assert wrong == []
 
 
+def test_files_that_are_named_are_there() -> None:
+    named = re.compile(r"(?<![\w/.])((?:nun|actors|storage|tests|bench|docs)/[\w/]+\.(?:py|md))")
+    wrong = [
+        f"{name_of(path)} names {name}"
+        for path in tracked()
+        if path.suffix in {".py", ".md", ".cfg", ".toml"}
+        for name in named.findall(path.read_text(errors="replace"))
+        if not (ROOT / name).exists()
+    ]
+    assert wrong == []
+
+
 def test_no_crutches() -> None:
     marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
     wrong = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nun.core.access import Doorkeeper, Visitor
+from nun.core.requests.access import Doorkeeper, Visitor
 from nun.errors import AuthError
 from nun.limits import (
     SECRET_FAILURES_ANYWHERE_MAX,

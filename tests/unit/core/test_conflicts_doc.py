@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nun import limits
-from nun.core.ledger import LIFE, NEW, STATES
+from nun.core.conflicts.ledger import LIFE, NEW, STATES
 from nun.core.record import ANCESTORS_MAX
 
 TEXT = (Path(__file__).parents[3] / "docs" / "CONFLICTS.md").read_text()
@@ -22,7 +22,7 @@ def drawn() -> str:
 
 
 def test_the_life_of_an_entry_is_that_of_the_code() -> None:
-    begin = TEXT.index("<!-- life: from nun/core/ledger.py -->\n")
+    begin = TEXT.index("<!-- life: from nun/core/conflicts/ledger.py -->\n")
     end = TEXT.index("\n<!-- end of life -->")
     assert TEXT[begin:end].split("\n", 1)[1] == drawn()
 

@@ -10,9 +10,11 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack
 from nun.core import effects as fx
-from nun.core import ledger, record, repeats
+from nun.core import record
 from nun.core.clock import TICK
-from nun.core.outbox import decode_item, items_of_entries
+from nun.core.conflicts import ledger
+from nun.core.proposals import repeats
+from nun.core.proposals.outbox import decode_item, items_of_entries
 from nun.errors import BadRequest, ConflictPending, NoPrimary, VersionConflict
 from nun.position import Position
 from tests.support.conflicts import entries, notices, states, value_of

@@ -11,9 +11,9 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack
 from nun.core import effects as fx
-from nun.core.echoes import KEPT_NS, Echoes, topics_of
-from nun.core.outbox import Item, Operation, encode_item
-from nun.core.replicator import Output
+from nun.core.proposals.outbox import Item, Operation, encode_item
+from nun.core.replication.echoes import KEPT_NS, Echoes, topics_of
+from nun.core.replication.replicator import Output
 from nun.core.settings import ReplicatorSettings
 from nun.errors import WireError
 from nun.limits import ECHO_BYTES_MAX

@@ -11,10 +11,11 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
 from nun.core import effects as fx
-from nun.core import record, repeats
+from nun.core import record
 from nun.core.clock import TICK
-from nun.core.outbox import Item, Operation, decode_item, encode_item, items_of_entries
-from nun.core.tentative import PROPOSED_BYTES_MAX
+from nun.core.proposals import repeats
+from nun.core.proposals.outbox import Item, Operation, decode_item, encode_item, items_of_entries
+from nun.core.proposals.tentative import PROPOSED_BYTES_MAX
 from nun.errors import (
     BadRequest,
     LevelNotReached,

@@ -9,9 +9,10 @@ import pytest
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.core import effects as fx
-from nun.core import record, repeats
-from nun.core.outbox import Item, Operation, encode_item
-from nun.core.repeats import DONE, LATER, OPEN, UNKNOWN, Held, Repeats
+from nun.core import record
+from nun.core.proposals import repeats
+from nun.core.proposals.outbox import Item, Operation, encode_item
+from nun.core.proposals.repeats import DONE, LATER, OPEN, UNKNOWN, Held, Repeats
 from nun.core.state import NodeState
 from nun.errors import OutcomeExpired
 from nun.position import NOTHING, Epoch, Position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nun.core.following import TRANSITIONS
+from nun.core.replication.following import TRANSITIONS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "REPLICATION.md"
 
@@ -21,7 +21,7 @@ def drawn() -> str:
 
 def test_the_states_of_a_replica_are_those_of_the_code() -> None:
     text = DOCUMENT.read_text()
-    begin = text.index("<!-- states: from nun/core/following.py -->\n")
+    begin = text.index("<!-- states: from nun/core/replication/following.py -->\n")
     end = text.index("\n<!-- end of states -->")
     assert text[begin:end].split("\n", 1)[1] == drawn()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nun.core import arguments, record
+from nun.core import record
 from nun.core.clock import MS, TICK, Clock, unix_ms_of
 from nun.core.metrics import Histogram
-from nun.core.sessions import Session
+from nun.core.requests import arguments
+from nun.core.requests.sessions import Session
 from nun.errors import BadRequest, TooLarge
 from nun.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
 

@@ -164,7 +164,7 @@ def test_watchers_see_the_resolved_value_once_and_nothing_before() -> None:
 
 
 def test_the_ledger_balances() -> None:
-    from nun.core import ledger
+    from nun.core.conflicts import ledger
 
     driver = made(conflict_timeout_s=10)
     two, _, _ = conflict_on(driver)

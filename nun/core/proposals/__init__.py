@@ -1,0 +1,1 @@
+"""Writes that one node takes and another decides: asked, shown, kept, and recognised when they come again."""

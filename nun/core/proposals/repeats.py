@@ -1,0 +1,142 @@
+"""Which requests of an outbox this history has decided already, as the node that holds the items has seen.
+
+An item may be a repeat: its client may have asked again elsewhere, had its answer, and gone on, so that the row that
+would tell is dropped (NodeState, I2). The item's own node sees every entry; it watches for the outcome.
+
+    item made at position p  ->  every entry after what p and this history have in common is looked at  ->  verdict
+
+I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
+    client's floor is above its number. The primary looks whether one did since (`may_decide`).
+I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from nun.core import effects as fx
+from nun.core.proposals.outbox import Item, decode_item
+from nun.core.state import ClientRows, NodeState
+from nun.position import Epoch, Position
+
+UNKNOWN: Final = 0
+OPEN: Final = 1
+DONE: Final = 2
+LATER: Final = 3  # not decided so far; whether it may still be, the floor does not show yet
+
+Request = tuple[bytes, int]  # client id, number
+
+
+class Held(NamedTuple):
+    """What an outbox holds when its node starts.
+
+    Attributes:
+        following: the number of the next item.
+        items: (number, item), oldest first.
+        seen_from: every entry after this seq was looked at.
+        decided: the requests that those entries decided.
+    """
+
+    following: int = 1
+    items: Sequence[tuple[int, bytes]] = ()
+    seen_from: int = 0
+    decided: frozenset[Request] = frozenset()
+
+
+def common_with(since: Position, epochs: Sequence[tuple[Epoch, int]]) -> int:
+    """The seq up to which the history that held `since` is this one; -1 where it is not known."""
+    later = [first for epoch, first in epochs if epoch > since.epoch]
+    if len(later) == len(epochs) and epochs and epochs[0][1] > 1:
+        return -1
+    return min([since.seq, *(first - 1 for first in later)])
+
+
+def request_of(data: bytes) -> Request:
+    """Which request an item is."""
+    item = decode_item(data)
+    return item.client_id, item.number
+
+
+def first_unseen(items: Iterable[tuple[int, bytes]], state: NodeState) -> int:
+    """The seq after which entries must be looked at, for all items that are known to have one."""
+    commons = [common_with(decode_item(data).since, state.epochs) for _, data in items]
+    last = 0 if state.position is None else state.position.seq
+    return min([common for common in commons if common >= 0], default=last)
+
+
+def has_passed(state: NodeState, request: Request, op_id: int) -> bool:
+    """Whether the row of a request, if there ever was one, is gone, so that its client cannot ask again."""
+    client_id, number = request
+    client = state.clients.get(client_id)
+    if client is None:
+        return op_id <= state.horizon
+    return number < client.floor and number not in client.rows
+
+
+def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Position) -> bool:
+    """Whether the verdict of a node that had seen the history up to there still holds for a request below the floor."""
+    known = {} if client is None else client.late
+    late = (seq for node, seq in known.items() if node != origin)
+    return verdict == OPEN and max(late, default=0) <= seen.seq
+
+
+class Repeats:
+    """Watches the stream for outcomes of requests that are in the outbox."""
+
+    def __init__(self, state: NodeState, held: Held) -> None:
+        self._state = state
+        self._items: dict[int, tuple[Request, int]] = {}  # and the op id
+        self._unseen: set[int] = set()
+        self._done: set[int] = set()
+        self._waiting: dict[Request, list[int]] = {}
+        for number, data in held.items:
+            item = decode_item(data)
+            self.add(number, item)
+            if common_with(item.since, state.epochs) < held.seen_from:
+                self._unseen.add(number)
+        for numbers in self._waiting.values():
+            # An item that came twice, when its decision was cut off: what is known of the later one goes for both.
+            if not self._unseen.issuperset(numbers):
+                self._unseen.difference_update(numbers)
+        for request in held.decided:
+            self.decided(request)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, number: int, item: Item) -> None:
+        """An item is in the outbox now."""
+        request = (item.client_id, item.number)
+        self._items[number] = request, item.op_id
+        self._waiting.setdefault(request, []).append(number)
+
+    def decided(self, request: Request) -> None:
+        """An entry of this history has decided a request."""
+        self._done.update(self._waiting.get(request, ()))
+
+    def look_at(self, effects: Iterable[fx.Effect]) -> None:
+        """An entry of this history."""
+        for effect in effects:
+            if effect[0] == fx.OUTCOME:
+                self.decided((effect[1], effect[2]))
+
+    def drop(self, number: int) -> None:
+        """An item has left the outbox."""
+        request, _ = self._items.pop(number)
+        self._unseen.discard(number)
+        self._done.discard(number)
+        waiting = self._waiting[request]
+        waiting.remove(number)
+        if not waiting:
+            del self._waiting[request]
+
+    def verdict(self, number: int) -> int:
+        """What is known of the request of an item that is in the outbox."""
+        if number in self._done:
+            return DONE
+        if number in self._unseen:
+            return UNKNOWN
+        request, op_id = self._items[number]
+        first = self._waiting[request][0] == number
+        return OPEN if first and has_passed(self._state, request, op_id) else LATER

@@ -1,0 +1,1 @@
+"""What goes between nodes, and who is primary: the replicator's core."""

@@ -1,0 +1,1 @@
+"""What clients ask for: who may, what they may say, and how each kind of request is answered."""
