@@ -39,6 +39,8 @@ ROWS: Final = {
     16: ("gateway", "websockets"),
     17: ("conflicts", "costs"),
     18: ("conflicts", "queues"),
+    19: ("gateway", "transports"),
+    20: ("crowds", "many_connections"),
 }
 MEMORY_FILE_SYSTEMS: Final = ("tmpfs", "ramfs")
 PROFILE: Final = """\
