@@ -183,7 +183,7 @@ class Network:
         self.to_writer((m.SUBSCRIBED, self.core.stream.last_seq))
         if self.clustered:
             self.core.roles.tell_state()
-            self.loop.after(ALONE_S, self.serve)
+            self.loop.after(ALONE_S, self.serve_alone)
         else:
             self.core.begin(_unix_ms())
         self.perform(self.core.take_output())
@@ -191,11 +191,17 @@ class Network:
     def may_serve(self) -> bool:
         """Whether clients may come in: the epoch's first entry is durable, or a primary is followed."""
         core = self.core
-        if core is None or self.serving or not core.state.epochs:
+        if core is None or self.serving or not core.state.epochs or not core.roles.joined:
             return False
         if core.decides:
             return core.local_durable >= core.state.epochs[-1][1]
         return core.roles.primary is not None and core.roles.following
+
+    def serve_alone(self) -> None:
+        """Lets clients in though no primary was found, unless this node still lacks what it joined with."""
+        assert self.core is not None
+        if self.core.roles.joined:
+            self.serve()
 
     def serve(self) -> None:
         """Lets clients in."""

@@ -54,6 +54,12 @@ class Roles:
     def name(self) -> str:
         return pm.ROLE_NAMES[self.role]
 
+    @property
+    def joined(self) -> bool:
+        """Whether this node's own history says that this directory is a member: it has all that it joined with."""
+        member = self._core.state.members.get(self._core.number)
+        return member is not None and member.directory == self._core.settings.directory
+
     def be_primary(self, reign: int) -> None:
         """Begins an epoch: its first entry carries cluster id and member list.
 

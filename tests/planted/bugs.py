@@ -336,6 +336,14 @@ BUGS: tuple[Bug, ...] = (
         _STORIES,
     ),
     Bug(
+        "an-empty-directory-votes",
+        "a node that has just joined with an empty directory helps another to a majority",
+        "nun/core/promotion.py",
+        "        elif not core.coordinator.holds_admission:\n            # A",
+        "        elif False:\n            # A",
+        _STORIES,
+    ),
+    Bug(
         "promise-forgotten",
         "a promise is told without being kept on disk",
         "actors/keeping.py",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.simulation import STEPS, Simulation, run
+from tests.simulation.wiping import WipingSimulation
 
 _TRACED = 10**7  # lines: all of them
 
@@ -29,6 +30,8 @@ class Life(NamedTuple):
 def live(seed: int, chosen: argparse.Namespace) -> Life:
     """One seed."""
     kind: type[Simulation] = ConflictSimulation if chosen.conflicts else Simulation
+    if chosen.wipes:
+        kind = WipingSimulation
     keep = _TRACED if chosen.trace else 4_000
     began = time.monotonic()
     result = run(seed, chosen.nodes, chosen.steps, keep, kind)
@@ -66,10 +69,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--nodes", type=int, help="how many nodes; by default the seed says")
     parser.add_argument("--steps", type=int, default=STEPS, help="how many faults")
     parser.add_argument("--conflicts", action="store_true", help="a life with conflicts")
+    parser.add_argument("--wipes", action="store_true", help="a life in which disks are lost")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--quiet", action="store_true", help="print only what fails")
     chosen = parser.parse_args(arguments)
-    how = " --conflicts" if chosen.conflicts else ""
+    how = (" --conflicts" if chosen.conflicts else "") + (" --wipes" if chosen.wipes else "")
     failed: list[Life] = []
     began = time.monotonic()
     for life in lives(chosen):

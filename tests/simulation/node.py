@@ -165,6 +165,11 @@ class Node:
         self.kill("power lost")
         self.disk = Disk.after(self, self.disk.crash(self.world.rng))
 
+    def wipe(self) -> None:
+        """As kill, and its data directory is lost: it comes back with an empty one."""
+        self.kill("wiped")
+        self.disk = Disk(self, self.world.rng.randrange(2**32))
+
     def stall(self, ns: int, name: str | None = None) -> None:
         """SIGSTOP: the node, or one process of it, does nothing for a while."""
         until = self.world.now + ns

@@ -7,6 +7,7 @@ every request takes effect at most once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,8 @@ class Oracle:
         known: every change in them, by op id.
         before: which entry stands before another in whatever history holds it.
         durable: every entry that a node has called durable, by node.
+        holds: the same, of its present data directory; `directories` has it by node number.
+        excused: op ids of writes that a directory which was wiped was the only one to have.
         settled: the highest position that was called settled; None once a promotion was forced.
     """
 
@@ -118,6 +121,9 @@ class Oracle:
         self.effects: dict[Position, list[fx.Effect]] = {}
         self.disks: dict[str, Disk] = {}
         self.durable: dict[str, set[Position]] = {}
+        self.holds: dict[str, set[Position]] = {}
+        self.directories: dict[int, set[Position]] = {}
+        self.excused: set[int] = set()
         self.numbers: dict[int, str] = {}
         self.tentative: dict[str, set[int]] = {}  # op ids that were durable in a node's outbox
         self.bases: dict[int, int] = {}  # of what was in one: op id -> of the record it was made on
@@ -132,6 +138,7 @@ class Oracle:
         """Looks over the shoulder of each process that this node starts."""
         self.disks[node.name] = Disk()
         self.durable[node.name] = set()
+        self.holds[node.name] = set()
 
         def told(what: str, process: Any) -> None:
             if what == "started" and process.actor is not None:
@@ -232,9 +239,24 @@ class Oracle:
         disk.log.setdefault(last.seq, last)
         # What is recovered counts as durable from now on: whatever was not is synced by then.
         disk.last = disk.announced = last.seq
-        self.durable[node.name].update(disk.log.values())
+        self._has(node.name, disk.log.values())
         # What a copy was made of is here, though its entries are not.
-        self.durable[node.name].update(self.path(NOTHING, last) or ())
+        self._has(node.name, self.path(NOTHING, last) or ())
+
+    def _has(self, name: str, positions: Iterable[Position]) -> None:
+        """These are durable on a node."""
+        found = [*positions]
+        self.durable[name].update(found)
+        self.holds[name].update(found)
+
+    def wiped(self, name: str) -> None:
+        """A node, which is down, has an empty data directory: what only that one had is lost lawfully (P1)."""
+        others = set().union(*(held for other, held in self.holds.items() if other != name))
+        for position in self.holds[name] - others:
+            self.excused |= {change.op_id for change in self.decoded.get(position, ())}
+        self.excused |= self.tentative.pop(name, set())
+        self.holds[name] = set()
+        self.disks[name] = Disk()
 
     def _given(self, name: str, position: Position, frame: bytes, before: Position) -> None:
         if before.seq == position.seq - 1 and self.before.setdefault(position, before) != before:
@@ -276,9 +298,7 @@ class Oracle:
             raise Failed(
                 f"P2: {name} calls {position} durable and has {disk.log.get(position.seq)}"
             )
-        durable = self.durable[name]
-        for seq in range(disk.announced + 1, position.seq + 1):
-            durable.add(disk.log[seq])
+        self._has(name, [disk.log[seq] for seq in range(disk.announced + 1, position.seq + 1)])
         disk.announced = position.seq
 
     def _cut(self, name: str, seq: int) -> None:
@@ -302,6 +322,7 @@ class Oracle:
             if core is None:
                 return
             self.numbers[core.number] = node.name
+            self.directories[core.number] = self.holds[node.name]
             levels = core.levels
             acked = levels.acked
 
@@ -334,11 +355,7 @@ class Oracle:
         self.settled = position
 
     def _majority_has(self, position: Position, members: list[int]) -> bool:
-        holders = [
-            number
-            for number in members
-            if position in self.durable.get(self.numbers.get(number, ""), ())
-        ]
+        holders = [number for number in members if position in self.directories.get(number, ())]
         return len(holders) >= len(members) // 2 + 1
 
     def _members_at(self, name: str, position: Position) -> list[int]:

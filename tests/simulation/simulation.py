@@ -63,6 +63,7 @@ class Simulation:
     """
 
     worker: type[Worker] = Worker
+    faults: type[Faults] = Faults
 
     def __init__(self, seed: int, nodes: int | None = None, keep: int = 4_000) -> None:
         self.world = world = World(seed, keep)
@@ -259,7 +260,7 @@ class Simulation:
         for _ in range(8):
             if self.world.run(self.world.now + 5 * SECOND, self._every(20 * MS, self.at_rest)):
                 return
-            if not any(map(self._decides, self.nodes.values())) or self._promise_stands():
+            if not any(map(self._decides, self.nodes.values())) or self.promise_stands():
                 # A promotion that failed half way leaves promises behind: only an operator moves the primary.
                 self.promote(self.world.rng.choice(self.names))
         if self.converged() and not self._all_heard():
@@ -269,7 +270,7 @@ class Simulation:
             raise Failed(f"P6: these are not shown all there is: {lives}; {self.describe()}")
         raise Failed(f"the nodes do not come to hold the same; {self.describe()}")
 
-    def _promise_stands(self) -> bool:
+    def promise_stands(self) -> bool:
         """Whether some node has promised itself to a candidate that did not become primary."""
         cores = [node.replicator.core for node in self.nodes.values() if node.replicator]
         epochs = [core.epoch for core in cores if core.leads and core.epoch is not None]
@@ -349,7 +350,7 @@ class Simulation:
         for position in history:
             model.take(position, self.oracle.effects[position])
         told = {entry["op_id"] for entry in model.entries.values()}
-        told |= self._aliases(history, told)
+        told |= self._aliases(history, told) | self.oracle.excused
         self._check_acknowledged(changes, told)
         check_exactly_once(self.writes, changes, told)
         values = {
@@ -377,7 +378,7 @@ class Simulation:
         """What can be said beside, of this kind of life."""
         told = {entry["op_id"] for entry in model.entries.values()}
         told |= self._aliases(self.oracle.history(changes[-1].position), told)
-        check_elements(self.writes, values, told)
+        check_elements(self.writes, values, told, self.oracle.excused)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
         """P4: the same records and the same state, in memory and on disk."""
@@ -525,8 +526,7 @@ def run(
         with installed(simulation.world):
             simulation.form()
             simulation.work(simulation.levels())
-            faults = Faults(simulation)
-            faults.run(steps)
+            simulation.faults(simulation).run(steps)
             simulation.heal()
             simulation.rest()
             simulation.check()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.simulation import Simulation, run
+from tests.simulation.wiping import WipingSimulation
 from tests.support.node import ROOT
 
 FAST = 200
@@ -64,7 +65,7 @@ FOUND_WITH_CONFLICTS = {
 def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
     failed = []
-    how = " --conflicts" if kind is ConflictSimulation else ""
+    how = {ConflictSimulation: " --conflicts", WipingSimulation: " --wipes"}.get(kind, "")
     for seed in range(first, first + count):
         result = run(seed, kind=kind)
         if result.error is not None:
@@ -90,6 +91,10 @@ def test_clusters_with_conflicts_lose_nothing() -> None:
     run_range(1, FAST, ConflictSimulation)
 
 
+def test_clusters_that_lose_disks_keep_their_promises() -> None:
+    run_range(1, FAST // 4, WipingSimulation)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7_200)
 def test_many_clusters_keep_their_promises() -> None:
@@ -100,6 +105,12 @@ def test_many_clusters_keep_their_promises() -> None:
 @pytest.mark.timeout(7_200)
 def test_many_clusters_with_conflicts_lose_nothing() -> None:
     run_range(FAST + 1, LONG - FAST, ConflictSimulation)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7_200)
+def test_many_clusters_that_lose_disks_keep_their_promises() -> None:
+    run_range(FAST // 4 + 1, LONG // 4, WipingSimulation)
 
 
 @pytest.mark.parametrize("seed", [seed for seed in FOUND if seed > FAST])

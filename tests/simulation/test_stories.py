@@ -156,6 +156,28 @@ def test_a_copy_of_a_node_that_had_less_and_was_made_primary_by_force_takes_noth
         assert story.get(old, key) is not None, key
 
 
+def test_a_node_with_an_empty_directory_makes_no_majority_before_it_has_what_it_joined_with(
+    story: Story,
+) -> None:
+    story.cut("node3")
+    story.put(story.at("node1"), "k", "1", m.ACK_MAJORITY)
+    node = story.nodes["node2"]
+    node.wipe()
+    story.oracle.wiped("node2")
+    story.wires.hushed = {("node1", "node2")}
+    node.start()
+    story.until(lambda: node.replicator and node.replicator.core.number == 4, "it joins")
+    story.heal()
+    story.cut("node1")
+    answers = story.promote("node3", at="node3")
+    story.until(lambda: bool(answers), "an answer", 30)
+    assert story.role("node3") != "primary"
+    assert not node.network.serving
+    story.wires.hushed = set()
+    story.same()
+    assert story.get(story.at("node2"), "k") == "1"
+
+
 def test_increments_of_a_client_that_went_on_are_added_when_its_old_primary_returns(
     story: Story,
 ) -> None:

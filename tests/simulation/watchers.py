@@ -111,11 +111,15 @@ class Watcher:
             life.ended, life.goes_on = True, watch.position
             self.troubles += 1
             self.world.note("watch ended", life.name, str(watch.error))
-            since = life.goes_on
-            self.world.after(200 * MS, lambda: self._begin(life.pattern, since))
+            self.world.after(200 * MS, lambda: self._anew(life))
         elif life.start is None and watch.begun:
             life.start = watch.resume_from()
             self._durable(life.start)
+
+    def _anew(self, life: Life) -> None:
+        """Goes on with a watch that has ended, unless another was begun meanwhile."""
+        if life is self.lives[-1]:
+            self._begin(life.pattern, life.goes_on)
 
     def _event(self, watch: WatchState, event: Any) -> None:
         life = self.lives[-1]

@@ -9,6 +9,7 @@ Only an operator moves the primary (promotion.py). Another coordinator would tak
 nothing else knows how it decides.
 
 I1  A node that was told of a higher epoch or promise never resumes its own.
+I2  A directory that has not yet all that it joined with makes no majority: it gives no promise and asks for none.
 """
 
 from __future__ import annotations
@@ -35,6 +36,20 @@ class Coordinator:
         self._core = core
         self.member = False
         self._joined_ns = 0
+        self._listed_seq: int | None = None  # where this node's history was first seen to list it
+
+    @property
+    def holds_admission(self) -> bool:
+        """Whether this disk has the entry that made it a member, and with it all that was settled before."""
+        return self._listed_seq is not None and self._listed_seq <= self._core.durable_seq
+
+    def listed(self, seq: int) -> None:
+        """The member list as the entry `seq` has it was told."""
+        own = self._core.members.get(self._core.number)
+        if own is None or own[1] != self._core.directory:
+            self._listed_seq = None
+        elif self._listed_seq is None:
+            self._listed_seq = seq
 
     def decide(self) -> None:
         """Does what comes next for this node to have its place in the cluster."""

@@ -99,9 +99,7 @@ class Promotion:
                     "a change of primary is under way", limit="promotions", retry_after_ms=1_000
                 ),
             )
-        elif (
-            core.number == 0 or core.last is None or core.following.state in ("cutting", "filling")
-        ):
+        elif not core.coordinator.holds_admission or core.following.state in ("cutting", "filling"):
             self._answer(origin, ticket, BadRequest("this node does not hold the data yet"))
         else:
             self._ticket = (origin, ticket)
@@ -339,6 +337,10 @@ class Promotion:
             core.refuse(peer, pm.ASK_PROMISE, 0, pm.PEER_PROMISED, text)
         elif core.following.state in ("cutting", "filling"):
             core.refuse(peer, pm.ASK_PROMISE, 0, pm.PEER_BUSY, "its files are being replaced")
+        elif not core.coordinator.holds_admission:
+            # A majority with this disk would not know what the one that it has taken the place of had.
+            text = "it does not have what it joined with yet"
+            core.refuse(peer, pm.ASK_PROMISE, 0, pm.PEER_BUSY, text)
         else:
             if self._stage:
                 self.failed("another candidate has a higher promise")

@@ -328,6 +328,8 @@ class ReplicatorCore:
             number: (name.decode(), directory, start)
             for number, (name, directory, start) in members.items()
         }
+        self.coordinator.listed(0 if last is None else last[3])
+        self.serving.listed()
         if first or role == pm.ROLE_PRIMARY or was_leading:
             told = history_from(history)
             position = None if last is None else Position(*last)

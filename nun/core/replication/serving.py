@@ -30,9 +30,10 @@ _BEAT_SOON_NS: Final = 5_000_000
 class Acked:
     """How far one member's disk is, as it last said in this epoch."""
 
-    __slots__ = ("applied", "at_ns", "durable")
+    __slots__ = ("applied", "at_ns", "durable", "number")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.durable = 0
         self.applied = 0
         self.at_ns: int | None = None
@@ -93,12 +94,18 @@ class Serving:
         core = self._core
         if not core.leads or epoch != core.epoch or name not in core.member_names:
             return
-        acked = self._acked.setdefault(name, Acked())
+        acked = self._acked.setdefault(name, Acked(core.number_of(name)))
         acked.at_ns = core.now_ns
         acked.applied = max(applied, acked.applied)
         if durable > acked.durable:
             acked.durable = min(durable, core.last_seq)
             self.count()
+
+    def listed(self) -> None:
+        """The member list was told: of a directory that has taken the place of another's nothing is known yet."""
+        for name in list(self._acked):
+            if self._acked[name].number != self._core.number_of(name):
+                del self._acked[name]
 
     def acked_of(self, name: str) -> Acked | None:
         return self._acked.get(name)
