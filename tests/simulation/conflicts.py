@@ -83,9 +83,11 @@ class ConflictSimulation(Simulation):
 
     def _open(self) -> int:
         primary = self.primary()
-        return (
-            0 if primary is None else sum(map(len, primary.network.core.conflicts.queues.values()))
-        )
+        if primary is None:
+            return 0
+        core = primary.network.core
+        info = core.state.database_named(DATABASE)
+        return 0 if info is None else len(core.conflicts.queues.get(info.number, ()))
 
     def describe(self) -> str:
         managers = [

@@ -70,7 +70,7 @@ def check_counts(model: Model, database: int, nodes: Iterable[Any]) -> None:
     states = Counter(
         told["state"]
         for place, told in model.entries.items()
-        if place[0] == database and record.is_live(model.records.get(place))
+        if record.is_live(model.records.get(place))
     )
     queues = {key: queue for (where, key), queue in model.queues.items() if where == database}
     for node in nodes:

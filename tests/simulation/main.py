@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tests.simulation.conflicts import ConflictSimulation
+from tests.simulation.dropping import DroppingSimulation
 from tests.simulation.simulation import STEPS, Simulation, run
 from tests.simulation.wiping import WipingSimulation
 
@@ -32,6 +33,8 @@ def live(seed: int, chosen: argparse.Namespace) -> Life:
     kind: type[Simulation] = ConflictSimulation if chosen.conflicts else Simulation
     if chosen.wipes:
         kind = WipingSimulation
+    if chosen.drops:
+        kind = DroppingSimulation
     keep = _TRACED if chosen.trace else 4_000
     began = time.monotonic()
     result = run(seed, chosen.nodes, chosen.steps, keep, kind)
@@ -69,11 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--nodes", type=int, help="how many nodes; by default the seed says")
     parser.add_argument("--steps", type=int, default=STEPS, help="how many faults")
     parser.add_argument("--conflicts", action="store_true", help="a life with conflicts")
+    parser.add_argument("--drops", action="store_true", help="as that, and databases come and go")
     parser.add_argument("--wipes", action="store_true", help="a life in which disks are lost")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--quiet", action="store_true", help="print only what fails")
     chosen = parser.parse_args(arguments)
-    how = (" --conflicts" if chosen.conflicts else "") + (" --wipes" if chosen.wipes else "")
+    kinds = ("conflicts", "drops", "wipes")
+    how = "".join(f" --{kind}" for kind in kinds if getattr(chosen, kind))
     failed: list[Life] = []
     began = time.monotonic()
     for life in lives(chosen):

@@ -58,6 +58,7 @@ class Model:
         entries: the ledger, and what it held before it was cleaned: (database, place) -> the entry as it last was.
         closings: every closing there was.
         notices: (client, op id) -> times.
+        dropped: databases that are gone -> how many entries were open.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Model:
         self.entries: dict[Key, dict[str, Any]] = {}
         self.closings: list[Closing] = []
         self.notices: Counter[tuple[str, int]] = Counter()
+        self.dropped: dict[int, int] = {}
         self.rules: dict[int, Rules] = {}
         self._at = Position(0, 0, 0, 0)
         self._written_at: dict[
@@ -101,6 +103,8 @@ class Model:
             if kind == fx.DATABASE:
                 options = {_text(name): _plain(value) for name, value in effect[3].items()}
                 self.rules[effect[1]] = rules_of(options, {})
+            elif kind == fx.DROP_DATABASE:
+                self._drop(effect[1])
             elif kind == fx.RESOLVED:
                 self._resolved = effect
             elif kind == fx.LOST:
@@ -125,6 +129,24 @@ class Model:
             if place not in self.entries:
                 self.fail("P1", f"{key!r}: a fallback displaced {op_id}, and the ledger lacks it")
         self._displaced.clear()
+
+    def _drop(self, database: int) -> None:
+        """All of a database is gone; whoever waited in it has been told."""
+        waiting = [
+            self.entry(*place, op_id)
+            for place, queue in self.queues.items()
+            if place[0] == database
+            for op_id in queue
+        ]
+        for entry in waiting:
+            client = bytes.fromhex(entry["client_id"]).decode()
+            if client and self.notices[client, entry["op_id"]] != 1:
+                self.fail("P7", f"{client} is not told that {entry} is gone with its database")
+        self.dropped[database] = len(waiting)
+        self.closings = [closing for closing in self.closings if closing.key[0] != database]
+        for held in (self.records, self.queues, self.entries):
+            for place in [place for place in held if place[0] == database]:
+                del held[place]
 
     def _written(self, effect: fx.Effect) -> None:
         """M1"""
@@ -321,7 +343,9 @@ class Model:
         self.notices[client.decode(), op_id] += 1
         if self.notices[client.decode(), op_id] > 1:
             self.fail("P7", f"{client!r} is told twice of {op_id}")
-        places = [place for place in self.entries if place[1] == told.get(b"entry")]
+        if b"entry" not in told:  # there is no place for one: its database is gone, or goes
+            return
+        places = [place for place in self.entries if place[1] == told[b"entry"]]
         if not places:
             self.fail("P7", f"{told} is about no entry")
         entry = self.entries[places[0]]

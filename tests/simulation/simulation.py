@@ -343,9 +343,12 @@ class Simulation:
         settled = self.oracle.settled
         if settled is not None and not self.oracle.forced and settled not in history:
             raise Failed(f"P1: settled {settled} is not in the history in the end")
-        changes = [
-            change for position in history for change in self.oracle.decoded.get(position, ())
-        ]
+        database = primary.network.core.state.database_named(DATABASE).number
+        decoded = {
+            position: [change for change in told if change.database == database]
+            for position, told in self.oracle.decoded.items()
+        }
+        changes = [change for position in history for change in decoded.get(position, ())]
         model = Model()
         for position in history:
             model.take(position, self.oracle.effects[position])
@@ -359,7 +362,6 @@ class Simulation:
             if record.is_live(packed) and not key.startswith(b"$")
         }
         self.check_more(model, changes, values)
-        database = primary.network.core.state.database_named(DATABASE).number
         effects = [each for position in history for each in self.oracle.effects[position]]
         check_requests(effects)
         check_ledger(self.writes, model, changes, self.clients)
@@ -369,7 +371,7 @@ class Simulation:
         } != records:
             raise Failed("P4: the records are not what the effects of the history come to")
         removals = {told["key"] for told in model.entries.values() if told["kind"] == "remove"}
-        check_reads(self.reads, history, self.oracle.decoded, self.oracle.forced, removals)
+        check_reads(self.reads, history, decoded, self.oracle.forced, removals)
         for watcher in self.watchers:
             for life in watcher.lives:
                 check_watch(self.oracle, life, history, database)

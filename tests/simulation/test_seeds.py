@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from tests.simulation.conflicts import ConflictSimulation
+from tests.simulation.dropping import DroppingSimulation
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.wiping import WipingSimulation
 from tests.support.node import ROOT
@@ -62,10 +63,18 @@ FOUND_WITH_CONFLICTS = {
 }
 
 
+_HOW: dict[type[Simulation], str] = {
+    Simulation: "",
+    ConflictSimulation: " --conflicts",
+    DroppingSimulation: " --drops",
+    WipingSimulation: " --wipes",
+}
+
+
 def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
     failed = []
-    how = {ConflictSimulation: " --conflicts", WipingSimulation: " --wipes"}.get(kind, "")
+    how = _HOW[kind]
     for seed in range(first, first + count):
         result = run(seed, kind=kind)
         if result.error is not None:
@@ -95,6 +104,10 @@ def test_clusters_that_lose_disks_keep_their_promises() -> None:
     run_range(1, FAST // 4, WipingSimulation)
 
 
+def test_databases_that_are_dropped_leave_nothing_open() -> None:
+    run_range(1, FAST // 4, DroppingSimulation)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7_200)
 def test_many_clusters_keep_their_promises() -> None:
@@ -111,6 +124,12 @@ def test_many_clusters_with_conflicts_lose_nothing() -> None:
 @pytest.mark.timeout(7_200)
 def test_many_clusters_that_lose_disks_keep_their_promises() -> None:
     run_range(FAST // 4 + 1, LONG // 4, WipingSimulation)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7_200)
+def test_many_databases_that_are_dropped_leave_nothing_open() -> None:
+    run_range(FAST // 4 + 1, LONG // 4, DroppingSimulation)
 
 
 @pytest.mark.parametrize("seed", [seed for seed in FOUND if seed > FAST])
