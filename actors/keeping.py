@@ -70,11 +70,16 @@ class Keeping:
                 identity.directory,
                 identity.promise,
                 writer.commit.synced,
-                writer.oplog.first_seq,
+                self._first_seq(),
                 writer.snapshots.position,
                 self.copy,
             )
         )
+
+    def _first_seq(self) -> int:
+        """From where on the log is all that another node needs: not from its beginning, where files came first."""
+        writer = self._writer
+        return max(writer.oplog.first_seq, 2 if writer.snapshots.from_nundb else 0)
 
     def _readable(self) -> bool:
         while (frame := sockets.receive_frame(self._socket)) is not None:

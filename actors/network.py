@@ -14,8 +14,9 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import zmq
@@ -31,6 +32,7 @@ from nun.codec import pack, unpack
 from nun.config import ConflictsConfig
 from nun.core import effects as fx
 from nun.core.network import NetworkCore
+from nun.core.newcomers import Secrets, secrets_in_clear
 from nun.core.output import Output
 from nun.core.proposals.repeats import Held, first_unseen, request_of
 from nun.core.settings import ConflictSettings, Settings
@@ -41,7 +43,7 @@ from nun.position import Position
 from storage.disk import RealDisk
 from storage.oplog import LogReader
 from storage.outbox import read_outbox
-from storage.recovery import entries, load
+from storage.recovery import Loaded, entries, load
 
 BEAT_S: Final = 0.1
 WATCHED_BEAT_S: Final = 0.02  # while somebody is suspected of a flood
@@ -95,7 +97,6 @@ class Network:
 
     def recovered(self, message: list[Any]) -> None:
         """The storage writer has the directory in order: load it."""
-        _, cluster_id, node, start, _, directory = message
         began = time.monotonic()
         try:
             disk = RealDisk(self.config.node.data_dir)
@@ -104,6 +105,28 @@ class Network:
         except StorageError as error:
             self.child.fail(str(error), 3)
             return
+        seconds = round(time.monotonic() - began, 3)
+        clear = secrets_in_clear(loaded.state, loaded.tables)
+        if not clear:
+            self.begin(message, loaded, held, seconds, {})
+            return
+        self.log.info("hashes_tokens", tokens=len(clear))
+        self.secrets.submit(
+            self.hash_all, clear, partial(self.begin, message, loaded, held, seconds)
+        )
+
+    def hash_all(self, clear: Secrets, go_on: Callable[[Secrets], None]) -> None:
+        """In a thread: hashes what NunDB kept in the clear, before anybody is served."""
+        with ThreadPoolExecutor(thread_name_prefix="scrypt") as threads:
+            texts = threads.map(hash_secret, clear.values())
+            hashes = {key: text.encode() for key, text in zip(clear, texts, strict=True)}
+        self.loop.call_soon_threadsafe(lambda: go_on(hashes))
+
+    def begin(
+        self, message: list[Any], loaded: Loaded, held: Held, seconds: float, hashes: Secrets
+    ) -> None:
+        """There is state to go on from."""
+        _, cluster_id, node, start, _, directory = message
         state = loaded.state
         limits = self.config.limits
         settings = Settings(
@@ -139,6 +162,7 @@ class Network:
             time.monotonic_ns(),
             held,
         )
+        self.core.roles.newcomers.hashes = hashes
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -147,7 +171,7 @@ class Network:
             databases=len(state.databases),
             keys=sum(table.live for table in self.core.tables.values()),
             position=None if state.position is None else str(state.position),
-            seconds=round(time.monotonic() - began, 3),
+            seconds=seconds,
         )
         self.join()
 

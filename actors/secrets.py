@@ -1,7 +1,7 @@
 """Tokens and passwords at rest: scrypt hashes, computed in threads, never on a process's loop.
 
 A stored secret is the text `scrypt$LOG2_N$R$P$SALT$HASH`, salt and hash in base64. What a NunDB directory brought along
-is the plain secret itself; it is compared as such until its database is next given a token.
+in the clear is hashed before the node's first entry.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _R: Final = 8
 _P: Final = 1
 _SALT_BYTES: Final = 16
 _HASH_BYTES: Final = 32
-_PREFIX: Final = b"scrypt$"
+_KIND: Final = b"scrypt"
 
 
 def _scrypt(secret: bytes, salt: bytes, log2_n: int, r: int, p: int) -> bytes:
@@ -37,12 +37,10 @@ def hash_secret(secret: bytes) -> str:
 
 def check_secret(secret: bytes, stored: bytes) -> bool:
     """Whether `secret` is the one that was stored. What cannot be read matches nothing."""
-    if not stored.startswith(_PREFIX):
-        return hmac.compare_digest(hashlib.sha256(secret).digest(), hashlib.sha256(stored).digest())
     try:
-        _, log2_n, r, p, salt, hashed = stored.split(b"$")
+        kind, log2_n, r, p, salt, hashed = stored.split(b"$")
         expected = base64.b64decode(hashed, validate=True)
         found = _scrypt(secret, base64.b64decode(salt, validate=True), int(log2_n), int(r), int(p))
     except ValueError:
         return False
-    return hmac.compare_digest(found, expected)
+    return kind == _KIND and hmac.compare_digest(found, expected)

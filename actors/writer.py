@@ -69,6 +69,7 @@ class Writer:
             self.log.info("copy_taken_over")
         self.snapshots = Snapshots(disk, LogReader(disk))
         self.snapshots.open()
+        self.check_place(identity)
         if self.snapshots.finished:
             self.log.info("snapshot_finished", files=self.snapshots.finished)
         self.oplog = self.open_log()
@@ -110,6 +111,17 @@ class Writer:
             position=None if last is None else str(last),
             log_bytes=self.oplog.size,
         )
+
+    def check_place(self, identity: Identity) -> None:
+        """Files of NunDB begin a cluster, they do not join one. Raises StorageError."""
+        config = self.child.config
+        first = config.replication.primary
+        joins = self.clustered and not identity.node and config.node.name != first
+        if joins and self.snapshots.from_nundb:
+            raise StorageError(
+                f"files of NunDB are in the directory of a node that joins a cluster; expected an empty one: start "
+                f"{first!r}, the first primary, on them, or import them into a running cluster"
+            )
 
     def tell_recovered(self, identity: Identity) -> None:
         """Lets the network process load."""
@@ -254,9 +266,16 @@ class Writer:
         return 0 if self.commit.synced is None else self.commit.synced.seq
 
     def may_snapshot(self) -> int:
-        """The last entry that a snapshot may hold: durable, and in a cluster settled, so that it is never cut."""
+        """The last entry that a snapshot may hold: durable, and in a cluster settled, so that it is never cut.
+
+        Where files of NunDB came first, other nodes have to be given a snapshot before they can have any entry: the
+        first belongs to the files.
+        """
         durable = self.make_durable()
-        return durable if self.keeping is None else min(durable, self.keeping.settled)
+        if self.keeping is None:
+            return durable
+        first = 1 if self.snapshots.from_nundb else 0
+        return min(durable, max(self.keeping.settled, first))
 
     # The network process
 

@@ -25,7 +25,7 @@ from storage import layout
 from storage import segment as seg
 from storage.base import read_base, sides
 from storage.disk import Disk, FolderDisk
-from storage.manifest import STATE
+from storage.manifest import STATE, read_state
 
 FOLDER: Final = "copy"
 PLAN: Final = f"{FOLDER}/PLAN"
@@ -41,8 +41,12 @@ class Plan(NamedTuple):
 
 
 def files_of(disk: Disk) -> tuple[bytes, list[tuple[str, int]]]:
-    """The id and the files of the last snapshot, with how much of each counts. Nothing may change them meanwhile."""
-    if not disk.exists(STATE):
+    """The id and the files of the last snapshot, with how much of each counts. Nothing may change them meanwhile.
+
+    There are none as long as a database that came from NunDB has not been in a snapshot.
+    """
+    known = read_state(disk)
+    if known is None or not known[0].databases.keys() <= {side.number for side in sides(disk)}:
         return b"", []
     files = [(STATE, len(disk.view(STATE)))]
     crc = zlib.crc32(disk.view(STATE))

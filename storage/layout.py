@@ -35,20 +35,21 @@ from mmap import mmap
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+from nun import nundb
 from nun.core import record
 
-LENGTH: Final = struct.Struct("<Q")
-KEY_TAIL: Final = struct.Struct("<iQ")  # version, value address
-STATUS: Final = struct.Struct("<i")
-METADATA_ROW: Final = struct.Struct("<Qi")  # NunDB's metadata: database number, strategy
+LENGTH: Final = nundb.LENGTH
+KEY_TAIL: Final = nundb.KEY_TAIL
+STATUS: Final = nundb.STATUS
+METADATA_ROW: Final = nundb.METADATA_ROW
 ROW: Final = struct.Struct("<QIQI")
 ROW_TAIL: Final = struct.Struct("<IQI")  # what changes in place
 _ROW_OF_RECORD = struct.Struct("<Q12sI")  # the same bytes; takes the head from a packed record
 ROW_TAIL_OFFSET: Final = 8
 KEY_BYTES: Final = LENGTH.size + KEY_TAIL.size  # of a keys record beside its key
 VALUE_BYTES: Final = LENGTH.size + STATUS.size  # of a values record beside its value
-REMOVED: Final = -1
-IN_CONFLICT: Final = -2
+REMOVED: Final = nundb.REMOVED
+IN_CONFLICT: Final = nundb.IN_CONFLICT
 STATUS_OK: Final = bytes(STATUS.size)
 STATUS_TAIL: Final = STATUS.pack(1)
 
@@ -58,7 +59,7 @@ ROWS: Final = "rows"
 SIDE: Final = "side"
 KINDS: Final = (KEYS, VALUES, ROWS)
 _INFIX: Final = "-nun.data."
-METADATA: Final = "-nun.madadata"
+METADATA: Final = nundb.METADATA
 _ESCAPED: Final = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
 _STEM_BYTES_MAX: Final = 200  # a file name has room for 255, our longest ending takes 40
 

@@ -31,7 +31,7 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.state import NodeState
 from nun.errors import DamagedFile, StorageError
-from storage import layout, manifest
+from storage import layout, manifest, nundb
 from storage.base import Base, apply_plan, finish, new_name, read_base
 from storage.disk import Disk, File
 from storage.manifest import Side
@@ -119,6 +119,7 @@ class Snapshots:
         for number, side in self._base.sides.items():
             self._stores[number] = Store(side, self._index(side))
             side.seq = self._base.seq_of(number)
+            self._remove_legacy(side)
         for number, migrated in self._base.migrated.items():
             side = Side(number, migrated.name)
             self._stores[number] = Store(side, fresh=migrated.records)
@@ -168,6 +169,12 @@ class Snapshots:
     # What others ask
 
     @property
+    def from_nundb(self) -> bool:
+        """Whether files of NunDB were here before the first entry: the log alone does not make the state."""
+        options = (info.options for info in self._base.state.databases.values())
+        return any("migrated_from" in known for known in options)
+
+    @property
     def position(self) -> int:
         """The last seq that state and all databases have: the log above it is needed."""
         seqs = [self._base.seq]
@@ -212,6 +219,8 @@ class Snapshots:
         state = self._base.state
         chosen = None if databases is None else set(databases)
         for number, store in self._stores.items():
+            if store.fresh is not None and not up_to_seq:
+                continue  # the first entry is still to say what becomes of it
             if (chosen is None or number in chosen) and (reclaim or store.fresh is not None):
                 overlays[number] = {}
         for position, effects in entries(self._reader, self.position + 1, up_to_seq):
@@ -420,6 +429,7 @@ class Snapshots:
                 file.close()
         yield lambda: self._rename(side, names)
         yield lambda: self._write_metadata(side)
+        yield lambda: self._remove_legacy(side)
         report.databases += 1
         report.records += side.rows
         report.bytes += side.values_bytes + side.keys_bytes
@@ -430,6 +440,13 @@ class Snapshots:
         for kind, name in names.items():
             self._disk.rename(name, layout.file_name(side.name, kind))
         manifest.sync_names(self._disk)
+
+    def _remove_legacy(self, side: Side) -> None:
+        """NunDB's map of a database that is committed in our files: nothing reads it, and its tokens are clear."""
+        name = nundb.legacy_file(side.name)
+        if self._disk.exists(name):
+            self._disk.remove(name)
+            manifest.sync_names(self._disk)
 
     def _records(
         self, store: Store, overlay: Overlay

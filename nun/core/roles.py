@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nun import peer_messages as pm
 from nun.core import effects as fx
+from nun.core.newcomers import Newcomers
 from nun.core.state import Member
 from nun.position import Epoch
 
@@ -37,6 +38,7 @@ class Roles:
         primary_durable: how far the primary's disk is, on a replica.
         stepping_down: whether what was decided here is still to become durable before others may decide.
         following: whether a primary's position has come since this process began.
+        newcomers: what came from a NunDB directory, for the first entry of all.
     """
 
     def __init__(self, core: NetworkCore) -> None:
@@ -48,6 +50,7 @@ class Roles:
         self.stepping_down = False
         self._to_begin: tuple[int, int] | None = None  # reign, and the entry it comes after
         self.following = False  # the primary's position has come since this process began
+        self.newcomers = Newcomers(core)
         self.traffic: dict[str | None, int] = {}  # what the replicator last told for `status`
 
     @property
@@ -77,7 +80,10 @@ class Roles:
         core.stream.epoch = epoch
         members = {**state.members, core.number: self._me()}
         next_number = max(state.next_number, core.number + 1)
+        first_of_all = not state.epochs
         core.stream.add((fx.EPOCH, core.cluster_id, members, next_number))
+        if first_of_all:
+            self.newcomers.take_in()
         core.conflicts.begin()
         core.out.notes.append(("primary", {"epoch": str(epoch), "position": core.stream.last_seq}))
         open = core.forwarding.take_open()
@@ -101,6 +107,11 @@ class Roles:
         assert core.stream.open is None
         self._to_begin = None
         if epoch is not None and self._strayed(epoch, first_seq):
+            return
+        if epoch is not None and core.state.position is None and core.state.databases:
+            self.stray(
+                "it began on files of NunDB, and there is a cluster already: import them there"
+            )
             return
         if self.role == pm.ROLE_PRIMARY:
             core.conflicts.end()

@@ -28,6 +28,7 @@ from nun.gateway.language import (
     said,
 )
 from nun.gateway.watching import conflict_value, read
+from nun.nundb import arbitrating
 
 if TYPE_CHECKING:
     from nun.gateway.conversation import Conversation
@@ -348,18 +349,6 @@ async def _set_permissions(desk: Desk, conversation: Conversation, parts: list[b
         _database(conversation).database, parts[1], arbitrating(parts[2])
     )
     return DONE
-
-
-def arbitrating(permissions: bytes) -> str:
-    """A permission list of NunDB's, where whoever may write may arbitrate; letters that it does not know mean `r`."""
-    entries = []
-    for part in permissions.decode("utf-8", "replace").split("|"):
-        kinds, space, keys = part.strip().partition(" ")
-        known = "".join(dict.fromkeys(kind if kind in "rwixa" else "r" for kind in kinds))
-        if "w" in known and "a" not in known:
-            known += "a"
-        entries.append(f"{known}{space}{keys}")
-    return "|".join(entries)
 
 
 async def _snapshot(desk: Desk, conversation: Conversation, parts: list[bytes]) -> Reply:

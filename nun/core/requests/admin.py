@@ -219,7 +219,7 @@ class AdminRequests:
             core.tables[database] = Table()
             core.conflicts.refresh(database)
             assert text is not None
-            self._put(database, TOKEN_KEY, text.encode())
+            self.put(database, TOKEN_KEY, text.encode())
             self._done(session, number, floor, database)
 
         self._secret(session, number, ("hash", secret, b""), hashed)
@@ -242,7 +242,7 @@ class AdminRequests:
             self._core.conflicts.refresh(info.number)
             self._core.arbitration.options_changed()
             if text is not None:
-                self._put(info.number, TOKEN_KEY, text.encode())
+                self.put(info.number, TOKEN_KEY, text.encode())
                 self.revoke(info.number, EVERYONE)
             self._done(session, number, floor, info.number)
 
@@ -302,7 +302,7 @@ class AdminRequests:
             if self._repeated(session, number, floor):
                 return
             assert text is not None
-            self._put(info.number, USER_PREFIX + user, text.encode())
+            self.put(info.number, USER_PREFIX + user, text.encode())
             self.revoke(info.number, user)
             self._done(session, number, floor, info.number)
 
@@ -342,7 +342,7 @@ class AdminRequests:
             raise BadRequest("a permission list is UTF-8 text") from error
         if self._repeated(session, number, floor):
             return
-        self._put(info.number, PERMISSION_PREFIX + user, normal.encode())
+        self.put(info.number, PERMISSION_PREFIX + user, normal.encode())
         self._core.rights.refresh(info.number, user)
         self._done(session, number, floor, info.number)
 
@@ -481,7 +481,7 @@ class AdminRequests:
         entry = self._core.outcome(session, number, floor, 0, 0, result)
         self._core.reply(session, number, result, position=entry.position, waits_for=entry)
 
-    def _put(self, database: int, key: bytes, value: bytes) -> None:
+    def put(self, database: int, key: bytes, value: bytes) -> None:
         """Sets a system key, as an administrator's own write."""
         self._core.settle()
         table = self._core.tables[database]

@@ -9,7 +9,8 @@ import pytest
 
 from nun.core import record
 from nun.gateway import language as lang
-from nun.gateway.verbs import ADMINISTRATIVE, VERBS, arbitrating
+from nun.gateway.verbs import ADMINISTRATIVE, VERBS
+from nun.nundb import arbitrating
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
 from nun.errors import DamagedFile, StorageError
-from storage import nundb
+from storage import copying, nundb
 from storage.oplog import LogReader
 from storage.recovery import load
 from storage.snapshot import Snapshots
@@ -122,6 +122,37 @@ class TestReading:
     def test_strategies(self, number: int, strategy: str) -> None:
         found = nundb.read(directory([("a", 1, "v")], strategy=number), "shop", 1)
         assert found.options["strategy"] == strategy
+
+    def test_metadata_from_before_strategies_say_none_and_others_are_damage(self) -> None:
+        disk = directory([("a", 1, "v")])
+        disk.put("shop-nun.madadata", struct.pack("<Q", 1))
+        assert nundb.read(disk, "shop", 1).options["strategy"] == "none"
+        for size in (0, 7, 11, 13):
+            disk.put("shop-nun.madadata", bytes(size))
+            with pytest.raises(DamagedFile, match=r"shop-nun\.madadata.*12 or 8 bytes"):
+                nundb.read(disk, "shop", 1)
+
+    def test_a_key_that_is_no_text_is_damage(self) -> None:
+        disk = directory([("a", 1, "v")])
+        keys = disk.content("shop-nun.data.keys")
+        disk.put("shop-nun.data.keys", keys + keys.replace(b"a", b"\xff"))
+        with pytest.raises(DamagedFile, match="no UTF-8") as caught:
+            nundb.read(disk, "shop", 1)
+        assert (caught.value.file, caught.value.offset) == ("shop-nun.data.keys", len(keys) + 8)
+
+    @pytest.mark.parametrize("length", [29, 2**32, 2**63, 2**64 - 1])
+    def test_a_length_beyond_the_file_is_damage(self, length: int) -> None:
+        for kind in ("keys", "values"):
+            disk = directory([("a", 1, "v")])
+            name = f"shop-nun.data.{kind}"
+            disk.put(name, struct.pack("<Q", length) + disk.content(name)[8:])
+            with pytest.raises(DamagedFile, match=f"{length} bytes does not fit") as caught:
+                nundb.read(disk, "shop", 1)
+            assert (caught.value.file, caught.value.offset) == (name, 0)
+
+    def test_who_may_write_may_arbitrate(self) -> None:
+        found = read(directory([("$$permission_$ann", 1, "rw a,b*|r *|")]))
+        assert found == {"$$permission_$ann": (1, "rwa a,b*|r *|")}
 
     def test_without_metadata_the_strategy_is_newer(self) -> None:
         found = nundb.read(directory([("a", 1, "v")], strategy=None), "shop", 1)
@@ -256,6 +287,30 @@ class TestMigration:
         assert view(recovered(disk)) == {}
         node.create(3, "shop")
         assert view(recovered(disk)) == {"shop": {}}
+
+    def test_a_legacy_map_goes_once_its_database_is_in_our_files(self) -> None:
+        """It has the tokens in the clear."""
+        disk = SimDisk()
+        disk.put("old-nun.data", legacy_map([("k", "v")]))
+        node = Node(disk)
+        assert disk.exists("old-nun.data")
+        truth = view(recovered(disk))
+        node.take()
+        assert not disk.exists("old-nun.data")
+        disk.put("old-nun.data", legacy_map([("k", "left by a crash")]))
+        assert view(recovered(disk)) == truth
+        assert not disk.exists("old-nun.data")
+
+    def test_no_snapshot_holds_them_before_the_first_entry(self) -> None:
+        """It says what becomes of their tokens."""
+        disk = directory([("$$token", 0, "clear")])
+        snapshots = Snapshots(disk, LogReader(disk))
+        snapshots.open()
+        for step in snapshots.take(None, True, 0):
+            if step is not None:
+                step()
+        assert not disk.exists("shop-nun.data.side")
+        assert copying.files_of(disk) == (b"", [])
 
 
 class TestDefectsOfNunDB:
