@@ -16,8 +16,9 @@ import click
 from nun.cli.exporting import Exporter
 from nun.cli.importing import Importer, Pace
 from nun.cli.journal import Journal, Progress, identity_of
-from nun.cli.output import bytes_text, duration_text, say_json, warn
-from nun.cli.records import FORMATS, JSON_LINES, Flaw, Layout, Writer, format_of, read_records
+from nun.cli.meter import Meter
+from nun.cli.output import warn
+from nun.cli.records import FORMATS, JSON_LINES, Layout, Writer, format_of, read_records
 from nun.cli.settings import Settings, with_settings
 from nun.errors import NunError
 from nun.limits import BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX
@@ -75,9 +76,31 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("import", short_help="Load JSON lines, CSV or TSV; restartable.")
 @click.argument(
-    "file", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False)
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False),
+    required=False,
 )
 @_file_options
+@click.option(
+    "--from-nundb",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Bring in all databases of a NunDB data directory, as an administrator.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="With --from-nundb: only this database; repeat it for others.",
+)
+@click.option(
+    "--into-existing",
+    is_flag=True,
+    help="With --from-nundb: add what a database lacks that is there already, and leave what differs.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="With --from-nundb: check the files and say what they hold."
+)
 @click.option(
     "--skip-bad", is_flag=True, help="Tell bad records and go on; the exit status is 1 then."
 )
@@ -97,13 +120,28 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Requests on their way at the same time.",
 )
 @with_settings
-def import_(settings: Settings, file: Path, **given: Any) -> int:
+def import_(settings: Settings, file: Path | None, **given: Any) -> int:
     """Set every record of FILE (`-`: standard input) in the database.
 
     JSON lines look like {"key": "name", "value": "mary"}; a value that is not text is stored as its JSON text. How far
     the node has acknowledged is kept in a journal beside the file: an import that was cut short goes on from there when
     it is called again, and survives a restart of the node by itself.
+
+    With --from-nundb there is no FILE: databases, users, permissions, keys with their versions and open conflicts come
+    from the directory, which is only read. docs/MIGRATING.md tells more.
     """  # fmt: skip
+    if given["from_nundb"] is not None:
+        from nun.cli.moving_in import move_in
+
+        if file is not None:
+            raise click.UsageError("--from-nundb takes the place of FILE")
+        return move_in(settings, given["from_nundb"], given)
+    if file is None:
+        raise click.UsageError("what is to be imported? A FILE, or --from-nundb DIR")
+    return _import_file(settings, file, given)
+
+
+def _import_file(settings: Settings, file: Path, given: dict[str, Any]) -> int:
     layout = _layout(file, given)
     standard = str(file) == _STANDARD
     readable_again = not standard and file.is_file()
@@ -122,7 +160,7 @@ def import_(settings: Settings, file: Path, **given: Any) -> int:
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if standard else stack.enter_context(file.open("rb"))
         total = file.stat().st_size if readable_again else None
-        meter = stack.enter_context(_Meter("import", settings, given["quiet"], total, progress))
+        meter = stack.enter_context(Meter("import", settings, given["quiet"], total, progress))
         keeper = _Keeper(journal, meter)
         pace = Pace(
             batch_records=given["batch"],
@@ -213,7 +251,7 @@ def export(settings: Settings, file: Path, **given: Any) -> int:
             target = sys.stdout.buffer if standard else stack.enter_context(_part(part, progress))
         except OSError as error:
             raise click.UsageError(f"{part} cannot be written: {error.strerror}") from error
-        meter = stack.enter_context(_Meter("export", settings, given["quiet"], None, progress))
+        meter = stack.enter_context(Meter("export", settings, given["quiet"], None, progress))
         keeper = _Keeper(journal, meter, target)
         try:
             done = asyncio.run(_export(settings, target, layout, progress, given, keeper))
@@ -302,7 +340,7 @@ class _Keeper:
     """Writes the journal, seldom enough to cost nothing; never ahead of what an output file holds."""
 
     def __init__(
-        self, journal: Journal | None, meter: _Meter, target: BinaryIO | None = None
+        self, journal: Journal | None, meter: Meter, target: BinaryIO | None = None
     ) -> None:
         self.meter = meter
         self.last = meter.progress
@@ -324,107 +362,3 @@ class _Keeper:
             os.fsync(self._target.fileno())
         self._journal.save(self.last)
         self._saved_at = time.monotonic()
-
-
-class _Meter(contextlib.AbstractContextManager["_Meter"]):
-    """What the user sees: a bar on a terminal, bad records, why it waits, and a line at the end."""
-
-    def __init__(
-        self, what: str, settings: Settings, quiet: bool, total: int | None, progress: Progress
-    ) -> None:
-        self.progress = progress
-        self._what = what
-        self._json = settings.json
-        self._quiet = quiet
-        self._total = total
-        self._began = progress
-        self._began_at = time.monotonic()
-        self._waiting = False
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Meter:
-        if not (self._quiet or self._json) and sys.stderr.isatty():
-            self._show_bar()
-        if self._began.records and not self._quiet:
-            self.note(f"going on after {self._began.records:,} records")
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _show_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns: list[Any] = [TextColumn(self._what), BarColumn()]
-        if self._total is not None:
-            columns += [DownloadColumn(binary_units=True), TextColumn("{task.fields[rate]}")]
-            columns += [TextColumn("eta"), TimeRemainingColumn()]
-        else:
-            columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task(
-            self._what, total=self._total, completed=self._began.offset, rate=""
-        )
-
-    def move(self, progress: Progress) -> None:
-        self.progress = progress
-        if self._waiting:
-            self._waiting = False
-            self.note("the node is back")
-        if self._bar is not None:
-            rate = f"{progress.records:,} records, {self._rate():,.0f}/s"
-            self._bar.update(self._task, completed=progress.offset, rate=rate)
-
-    def _rate(self) -> float:
-        took = max(time.monotonic() - self._began_at, 1e-9)
-        return (self.progress.records - self._began.records) / took
-
-    def flaw(self, flaw: Flaw) -> None:
-        self.note(f"line {flaw.line}: {flaw.reason}")
-
-    def waiting(self, error: NunError, seconds: float) -> None:
-        if not self._waiting:
-            self._waiting = True
-            self.note(f"waiting up to {seconds:.0f} s for the node: {error}")
-
-    def note(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(f"nun: {line}", markup=False, highlight=False)
-        else:
-            warn(line)
-
-    def summary(self, done: Progress) -> None:
-        took = time.monotonic() - self._began_at
-        if self._json:
-            shown = {
-                "records": done.records,
-                "bad": done.bad,
-                "bytes": done.offset,
-                "resumed_after": self._began.records,
-                "seconds": round(took, 3),
-            }
-            if self._what == "import":
-                say_json(shown)
-            return
-        if self._quiet:
-            return
-        now = done.records - self._began.records
-        line = f"{now:,} records ({bytes_text(done.offset - self._began.offset)}) in {duration_text(took)}"
-        line += f", {now / max(took, 1e-9):,.0f} records/s"
-        if self._began.records:
-            line += f"; {done.records:,} in all"
-        if done.bad:
-            line += f"; {done.bad:,} bad records left out"
-        warn(f"{self._what}ed {line}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 
 import nun
+from nun.cli.main import main
 from tests.process.test_gateway import Served
 from tests.support import nundb_files as files
 from tests.support.cluster import Cluster
@@ -167,3 +171,117 @@ def test_files_of_nundb_do_not_join_a_cluster(tmp_path: Path) -> None:
         assert "import them into a running cluster" in node.tail()
     finally:
         node.close()
+
+
+class Command:
+    """Runs `nun` in this process, as an administrator of a node."""
+
+    def __init__(self, capture: pytest.CaptureFixture[bytes], node: Node) -> None:
+        self._capture = capture
+        self._options = ["--server", node.address]
+        self._options += ["--user", ADMIN["user"], "--password", ADMIN["password"]]
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*self._options, *map(str, arguments)])
+        out, err = self._capture.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out.decode(), err.decode()
+
+
+@pytest.fixture
+def run(target: Node, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, target)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A running node that holds nothing yet."""
+    with Node(tmp_path_factory.mktemp("target")) as node:
+        yield node
+
+
+def test_a_directory_is_imported_into_what_runs(target: Node, run: Command, tmp_path: Path) -> None:
+    folder = files.write(tmp_path / "nundb", files.shop())
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    status, out, err = run("import", "--from-nundb", folder, "--dry-run")
+    assert (status, err) == (0, "")
+    assert re.search(r"shop +arbiter +6 +75 +1 +3 +1", out)
+    with nun.Client(target.address, **ADMIN) as client:
+        assert client.databases() == []
+        status, _, err = run("import", "--from-nundb", folder)
+        assert status == 1  # for what it says last
+        assert "shop: created; 6 keys set, 0 were there already, 1 users, 3 open conflicts" in err
+        assert "$conflicts_name_17 is not understood, and left out: resolve 17 shop 1 name" in err
+        strategies = {info.name: info.options["strategy"] for info in client.databases()}
+        assert strategies == {"latest": "newer", "plain": "none", "shop": "arbiter"}
+        shop = client.database("shop", token="shop-token")
+        found = shop.get_many(["name", "city", "odd", "k", "said"])
+        assert [(one.value, one.held_version) for one in found] == [
+            ("mary", 3),
+            ("são joão\n", 1),
+            ("kept", 1),
+            ("v1", 2),
+            ("good morning", 4),
+        ]
+        queue = [(one.key, one.proposed.value) for one in shop.conflicts()]
+        assert queue == [("k", "v2"), ("k", "v3"), ("said", "good night")]
+        ann = client.database("shop", user="ann", token="ann-token")
+        assert ann.get("k").value == "v1"
+        assert shop.get("$$permission_$ann").value == "rwa user-*|r k"
+
+        at = client.status()["position"]
+        refused = run("import", "--from-nundb", folder)
+        assert refused[0] == 1
+        assert "there is a database 'latest' already" in refused[2]
+        again = json.loads(run("import", "--from-nundb", folder, "--into-existing", "--json")[1])[
+            "databases"
+        ]
+        assert [(one["stored"], one["equal"], one["conflicts"]) for one in again] == [
+            (0, 1, 0),
+            (0, 1, 0),
+            (0, 6, 0),
+        ]
+        assert client.status()["position"] == at  # nothing was changed
+
+        shop.set("name", "jose")
+        shop.remove("odd")
+        status, _, err = run("import", "--from-nundb", folder, "--into-existing", "--only", "shop")
+        assert status == 1
+        assert "name holds another value here, version 4; left as it is" in err
+        assert "odd was written or removed here since; left as it is" in err
+        assert (shop.get("name").value, shop.get("odd")) == ("jose", None)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "told"),
+    [
+        ("shop-nun.data.keys", b"\xff" * 8, "shop-nun.data.keys: damaged at byte 0"),
+        ("shop-nun.data.keys", bytes(7), "shop-nun.data.keys: damaged at byte 0"),
+        ("shop-nun.data.values", b"", "shop-nun.data.values: damaged at byte 0"),
+        ("shop-nun.madadata", bytes(13), "shop-nun.madadata: damaged at byte 0: expected 12 or 8"),
+        ("plain-nun.data.keys", struct.pack("<Q", 1) + b"\xff" + bytes(12), "is no UTF-8"),
+        ("nun.state", b"", "is the data directory of a node of Nun"),
+    ],
+)
+def test_a_damaged_directory_is_refused_before_anything_is_changed(
+    run: Command, target: Node, tmp_path: Path, file: str, data: bytes, told: str
+) -> None:
+    folder = files.write(tmp_path / "nundb", files.shop())
+    (folder / file).write_bytes(data)
+    with nun.Client(target.address, **ADMIN) as client:
+        at = client.status()["position"]
+        status, out, err = run("import", "--from-nundb", folder, "--into-existing")
+        assert (status, out) == (1, "")
+        assert told in err
+        assert client.status()["position"] == at
+
+
+def test_what_is_no_directory_of_nundb_is_refused(run: Command, tmp_path: Path) -> None:
+    assert "is no directory" in run("import", "--from-nundb", tmp_path / "none")[2]
+    assert "holds no database" in run("import", "--from-nundb", tmp_path)[2]
+    files.write(tmp_path, files.shop())
+    assert "holds no database 'x'" in run("import", "--from-nundb", tmp_path, "--only", "x")[2]
+    assert run("import", "--from-nundb", tmp_path, tmp_path / "nundb.jsonl")[0] == 2
+    assert run("import")[0] == 2
