@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from mmap import mmap
 from typing import Final, NamedTuple
 
-from nun.core.ledger_keys import CONFLICT_PREFIX, entry_key
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX, entry_key
 from nun.errors import DamagedFile
 from nun.limits import VERSION_MAX
 

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from nun import nundb
 from nun.core import record
-from nun.core.access import PERMISSION_PREFIX
 from nun.core.clock import TICK
+from nun.core.requests.access import PERMISSION_PREFIX
 from storage import layout
 from storage.disk import Disk
 

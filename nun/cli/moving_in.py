@@ -25,8 +25,8 @@ from nun.cli.nundb_source import Source, sources
 from nun.cli.output import duration_text, on_one_line, print_table, say_json, warn
 from nun.cli.records import Flaw, Row
 from nun.cli.settings import Settings
-from nun.core.access import EVERYONE, PERMISSION_PREFIX, USER_PREFIX, normalise_permissions
 from nun.core.record import UNKNOWN_BASE
+from nun.core.requests.access import EVERYONE, PERMISSION_PREFIX, USER_PREFIX, normalise_permissions
 from nun.errors import (
     BatchError,
     ConflictPending,

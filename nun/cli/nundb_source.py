@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nun import nundb
-from nun.core.access import CONNECTIONS_KEY, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
-from nun.core.ledger_keys import CONFLICT_PREFIX
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
+from nun.core.requests.access import CONNECTIONS_KEY, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
 from nun.errors import DamagedFile, NunError
 
 _OURS: Final = ("NODE", "nun.state")  # what a directory of a node of ours has

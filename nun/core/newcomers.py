@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from nun import messages as m
 from nun import nundb
 from nun.core import effects as fx
-from nun.core import ledger, record
-from nun.core.access import TOKEN_KEY, USER_PREFIX
-from nun.core.ledger_keys import entry_key
+from nun.core import record
+from nun.core.conflicts import ledger
+from nun.core.conflicts.ledger_keys import entry_key
 from nun.core.record import ABSENT, UNKNOWN_BASE
+from nun.core.requests.access import TOKEN_KEY, USER_PREFIX
 from nun.core.state import NodeState
 
 if TYPE_CHECKING:

@@ -338,7 +338,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "an-empty-directory-votes",
         "a node that has just joined with an empty directory helps another to a majority",
-        "nun/core/promotion.py",
+        "nun/core/replication/promotion.py",
         "        elif not core.coordinator.holds_admission:\n            # A",
         "        elif False:\n            # A",
         _STORIES,

@@ -10,8 +10,8 @@ import pytest
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK
-from nun.core.ledger import head_of
-from nun.core.ledger_keys import entry_key
+from nun.core.conflicts.ledger import head_of
+from nun.core.conflicts.ledger_keys import entry_key
 from nun.core.network import NetworkCore
 from nun.core.newcomers import secrets_in_clear
 from nun.core.state import NodeState
