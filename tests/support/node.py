@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +36,6 @@ WITH_GATEWAY = (*CHILDREN, "gateway")
 _PR_SET_CHILD_SUBREAPER = 36
 
 Settings = Mapping[str, Mapping[str, Any]]
-_given: set[int] = set()
 
 
 def adopt_orphans() -> None:
@@ -45,14 +44,32 @@ def adopt_orphans() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on; another one each time."""
+    """A TCP port of the loopback interface that nobody listens on; another one each time.
+
+    None of those that the system gives to connections and to binds without a number: it could give one away between
+    now and the moment when a node binds it.
+    """
     while True:
+        port = next(_ports)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:  # the system may give one again before it is in use
-            _given.add(port)
-            return port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def _shuffled_ports() -> Iterator[int]:
+    """Ports below the ephemeral ones, in an order of this process's own."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = list(range(min(10_000, first // 2), first))
+    while True:
+        random.SystemRandom().shuffle(ports)
+        yield from ports
+
+
+_ports = _shuffled_ports()
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
