@@ -104,7 +104,7 @@ GREETED: Final = 171  # [171, epoch, t1, t2, t3, protocol, cluster_id or b"", na
 PEER_REFUSED: Final = 172  # [172, epoch, kind refused, ticket or 0, code, text]      code:
 #   PEER_*
 JOIN: Final = 173  # to the primary: [173, epoch, name, directory id, start, number or 0]
-JOINED: Final = 174  # [174, epoch, cluster_id, number]
+JOINED: Final = 174  # [174, epoch, cluster_id, number, directory id]
 STAND: Final = 175  # to the followed, after its marker: [175, epoch, last position, history,
 #   lowest seq that can be cut back to]
 GO: Final = (

@@ -70,6 +70,10 @@ _HOW: dict[type[Simulation], str] = {
     WipingSimulation: " --wipes",
 }
 
+FOUND_WITH_WIPES = {
+    317: "a late answer gave a new directory the number of the one that it had taken the place of",
+}
+
 
 def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
@@ -142,6 +146,12 @@ def test_a_seed_that_found_something(seed: int) -> None:
 def test_a_seed_with_conflicts_that_found_something(seed: int) -> None:
     result = run(seed, kind=ConflictSimulation)
     assert result.error is None, f"{FOUND_WITH_CONFLICTS[seed]}: {result.error}\n{result.trace(15)}"
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_WIPES)
+def test_a_seed_with_wipes_that_found_something(seed: int) -> None:
+    result = run(seed, kind=WipingSimulation)
+    assert result.error is None, f"{FOUND_WITH_WIPES[seed]}: {result.error}\n{result.trace(15)}"
 
 
 def test_a_node_on_its_own_keeps_its_promises() -> None:

@@ -149,10 +149,12 @@ class Coordinator:
             )
             self._core.out.to_peers.append((leader.name, join))
 
-    def joined(self, cluster_id: bytes, number: int) -> None:
-        """The primary has made this node a member, under this number."""
+    def joined(self, cluster_id: bytes, number: int, directory: bytes) -> None:
+        """The primary has made a directory a member, under this number."""
         if self.member or self._core.keeping or not self._joined_ns:
             return  # one that was not asked for answers an earlier life of this process, which knew who it is
+        if directory != self._core.directory:
+            return  # as that, and the directory of that life is gone: its number is not for this one
         if number == self._core.number:
             self.member = True
             self.decide()

@@ -134,7 +134,7 @@ class ReplicatorCore:
         self._tickets = 0
         self._kept: dict[int, Kept] = {}
         self._asked_ns = 0
-        self._joining: dict[str, bytes] = {}  # name -> routing id, on the primary
+        self._joining: dict[str, tuple[bytes, bytes]] = {}  # name -> routing id, directory
         self._settled_told = 0
         self._files_seq = 0
         self._promoting: dict[int, int] = {}
@@ -298,12 +298,12 @@ class ReplicatorCore:
                 self.promotion.asked(b"", ticket, name.decode(), force)
             case [pm.ASK_CLUSTER, ticket]:
                 self.out.to_network.append((pm.CLUSTER_IS, ticket, self.view.describe()))
-            case [pm.ADMITTED, name, _, number]:
-                peer = self._joining.pop(name.decode(), None)
-                if peer is not None:
-                    self.out.answers.append(
-                        (peer, (pm.JOINED, self.epoch, self.cluster_id, number))
-                    )
+            case [pm.ADMITTED, name, directory, number]:
+                peer, asked = self._joining.get(name.decode(), (b"", b""))
+                if asked == directory:
+                    del self._joining[name.decode()]
+                    joined = (pm.JOINED, self.epoch, self.cluster_id, number, directory)
+                    self.out.answers.append((peer, joined))
 
     def _node_state(
         self,
@@ -447,8 +447,8 @@ class ReplicatorCore:
                 self.relay.answered(replies)
             case [pm.PROMISE, _, int() as reign, int() as number, last, _]:
                 self.promotion.promised(name, (reign, number), position_from(last))
-            case [pm.JOINED, _, bytes() as cluster_id, int() as number]:
-                self.coordinator.joined(cluster_id, number)
+            case [pm.JOINED, _, bytes() as cluster_id, int() as number, bytes() as directory]:
+                self.coordinator.joined(cluster_id, number, directory)
             case [
                 pm.HANDED_OVER,
                 _,
@@ -500,7 +500,7 @@ class ReplicatorCore:
                 told == peer and len(directory) == 16 and 0 <= start < 2**32 and 0 <= number <= NODE_NUMBER_MAX
             ):  # fmt: skip
                 if self.leads:
-                    self._joining[name] = peer
+                    self._joining[name] = (peer, directory)
                     self.out.to_network.append((pm.ADMIT, told, directory, start, number))
                 else:
                     self.refuse(peer, pm.JOIN, 0, pm.PEER_NOT_PRIMARY, "it is not the primary")

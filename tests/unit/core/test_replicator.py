@@ -42,11 +42,33 @@ class TestJoining:
         node.stop()
         node.hold = {pm.WRITER_STATE}
         node.start_processes()
-        node.core.from_peer("node1", plain([pm.JOINED, cluster[1].epoch, cluster_id, number]))
+        joined = [pm.JOINED, cluster[1].epoch, cluster_id, number, node.directory]
+        node.core.from_peer("node1", plain(joined))
         node.release()
         assert all(message[0] != pm.BECOME for message in node.core.out.to_writer)
         cluster.run(5, lambda: cluster.is_quiet(1))
         assert node.number == number
+
+    def test_the_number_of_a_directory_that_is_gone_is_not_for_the_one_in_its_place(
+        self, cluster: Cluster
+    ) -> None:
+        """Neither where the answer comes late nor where it is given late."""
+        node, primary = cluster[2], cluster[1]
+        gone = b"g" * 16
+        node.core.coordinator.member = False
+        node.core.coordinator.decide()  # it asks
+        node.core.from_peer(
+            "node1", plain([pm.JOINED, primary.epoch, node.cluster_id, node.number + 7, gone])
+        )
+        assert not node.core.coordinator.member
+        assert all(message[0] != pm.BECOME for message in node.core.out.to_writer)
+        for directory in (gone, node.directory):
+            asked = [pm.JOIN, None, "node2", directory, node.start, 0]
+            primary.core.peer_asks(b"node2", plain(asked))
+        primary.core.from_network(plain([pm.ADMITTED, "node2", gone, node.number + 7]))
+        primary.core.from_network(plain([pm.ADMITTED, "node2", node.directory, node.number]))
+        answers = [answer for _, answer in primary.core.out.answers if answer[0] == pm.JOINED]
+        assert [answer[3:] for answer in answers] == [(node.number, node.directory)]
 
     def test_an_old_primary_asks_the_others_first_and_rules_on_in_the_same_reign(
         self, cluster: Cluster

@@ -39,7 +39,7 @@ ANSWERS: list[list[Any]] = [
     [pm.FETCHED, EPOCH, 4, [], 3],
     [pm.DECIDED, EPOCH, [[7, b"frame"]]],
     [pm.PROMISE, EPOCH, 2, 2, [1, 1, 1, 3], [[1, 1, 1, 1]]],
-    [pm.JOINED, EPOCH, b"c" * 16, 2],
+    [pm.JOINED, EPOCH, b"c" * 16, 2, b"d" * 16],
     [pm.HANDED_OVER, EPOCH, 7, 0, b"", {}],
     [pm.COPY_FILES, EPOCH, b"c" * 16, b"c" * 16, [[b"file", 100]]],
     [pm.COPY_PART, EPOCH, b"c" * 16, b"file", 0, b"data"],
