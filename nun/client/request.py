@@ -8,7 +8,19 @@ from typing import Any, Final
 from nun import messages as m
 from nun.client.results import error_of
 from nun.client.values import TEXT, Decoding
-from nun.errors import BatchRefused, ConnectionLost, RequestError, UnknownOutcome
+from nun.errors import (
+    AuthError,
+    BatchRefused,
+    ClaimLost,
+    ConnectionLost,
+    NodeFault,
+    NoSuchDatabase,
+    Overloaded,
+    PermissionDenied,
+    ReadOnly,
+    RequestError,
+    UnknownOutcome,
+)
 
 NEVER: Final = float("inf")
 WRITES: Final = frozenset(
@@ -29,6 +41,18 @@ WRITES: Final = frozenset(
         m.RESOLVE,
     }
 )
+SAYS_NOTHING_OF_EARLIER: Final = frozenset(
+    kind.code
+    for kind in (
+        AuthError,
+        ClaimLost,
+        NoSuchDatabase,
+        NodeFault,
+        Overloaded,
+        PermissionDenied,
+        ReadOnly,
+    )
+)  # refusals that no node remembers: an earlier time of asking may have had another answer
 FLOORLESS: Final = frozenset({m.CLAIM, m.RELEASE})  # laid out as writes, and not remembered
 
 
@@ -59,6 +83,7 @@ class Request:
     number = 0
     deadline = NEVER
     sent = False  # handed to the socket at least once
+    again = False  # and then once more
     sent_at = 0.0
     resends = 0
     done = False
@@ -124,6 +149,14 @@ class Request:
         if self.status and self.status != BatchRefused.code:
             raise self.error()
         return self.finish(self)
+
+
+def is_error(result: Any) -> bool:
+    """Whether this is the result of an error reply: [message, fields]."""
+    match result:
+        case [bytes(), dict()]:
+            return True
+    return False
 
 
 def nothing(request: Request) -> None:

@@ -26,7 +26,17 @@ from typing import Any, Final
 from nun import messages as m
 from nun.client.levels import ack_again
 from nun.client.notices import NoticeState
-from nun.client.request import FLOORLESS, NEVER, WRITES, Grant, Request, ignore, nothing
+from nun.client.request import (
+    FLOORLESS,
+    NEVER,
+    SAYS_NOTHING_OF_EARLIER,
+    WRITES,
+    Grant,
+    Request,
+    ignore,
+    is_error,
+    nothing,
+)
 from nun.client.results import error_of
 from nun.client.undecided import Undecided
 from nun.client.values import TEXT
@@ -42,6 +52,7 @@ from nun.errors import (
     NotServing,
     OutcomeExpired,
     Overloaded,
+    ReadOnly,
     RequestError,
     SessionUnknown,
     WireError,
@@ -164,6 +175,7 @@ class Session:
         if not self._selected(request.grant):
             self._hold(request, now)
             return
+        request.again = request.again or request.sent
         frame = self._encode(request)
         if frame is not None:
             self.outbox.append((frame, request))
@@ -333,7 +345,7 @@ class Session:
             if number and number == self._greeting:
                 self._greeted(status, result, now)
             return
-        if status and not _is_error(result):
+        if status and not is_error(result):
             raise WireError("an error reply is [status, number, [message, fields], ...]")
         if status == SessionUnknown.code:
             self.broken(now, "the node does not know the session")
@@ -343,6 +355,9 @@ class Session:
             return
         if status == LevelNotReached.code and request.kind in WRITES:
             self._not_so_far(request, result, position, op_id, now)
+            return
+        if status in SAYS_NOTHING_OF_EARLIER and request.again and request.kind in WRITES:
+            self._refused_again(request, status, result, now)
             return
         del self.in_flight[number]
         if request.parked:
@@ -369,8 +384,22 @@ class Session:
             self._at += 1
             self.broken(now, self.trouble)
         else:
-            pause = fields.get(b"retry_after_ms", 0) / 1_000
-            request.sent_at = now + pause - RESEND_AFTER_S * 2**request.resends
+            self._ask_later(request, fields, now)
+
+    @staticmethod
+    def _ask_later(request: Request, fields: Any, now: float) -> None:
+        pause = max(fields.get(b"retry_after_ms", 0) / 1_000, BACKOFF_FIRST_S)
+        request.resends = 0
+        request.sent_at = now + pause - RESEND_AFTER_S
+
+    def _refused_again(self, request: Request, status: int, result: Any, now: float) -> None:
+        """A write that was sent before is refused: it may have been taken then, and be decided yet."""
+        if status in (Overloaded.code, ReadOnly.code):
+            self._ask_later(request, result[1], now)
+        elif not request.parked:
+            request.status = status
+            self._refused(request)
+            self._lose(request, "lost", request.failure or self._late())
 
     def _not_so_far(
         self, request: Request, result: Any, position: Any, op_id: Any, now: float
@@ -672,11 +701,3 @@ class Session:
         frame = self.begin(ping, now)
         if frame is not None:
             self.outbox.append((frame, ping))
-
-
-def _is_error(result: Any) -> bool:
-    """Whether this is the result of an error reply: [message, fields]."""
-    match result:
-        case [bytes(), dict()]:
-            return True
-    return False
