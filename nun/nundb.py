@@ -41,6 +41,7 @@ LEGACY: Final = "-nun.data"
 KEYS_MAP: Final = "keys-nun.keys"
 LOG_VALID: Final = "is-oplog.valid"
 ADMIN: Final = "$admin"  # its own database, made anew at every start
+EMPTY: Final = b"<Empty>"  # stands for a value that is not there
 STRATEGIES: Final = ("none", "newer", "arbiter")
 
 _RESOLVED: Final = b"resolved"
@@ -206,6 +207,8 @@ def waiting_in(place: bytes, text: bytes, held: bytes | None) -> Waiting | None:
         known, value = None, rest[chained.end() :]
     elif held is not None and rest.startswith(held + b" "):
         value = rest[len(held) + 1 :]
+    elif held is None and rest.startswith(EMPTY + b" "):
+        value = rest[len(EMPTY) + 1 :]
     elif rest.count(b" ") == 1:
         value = rest.partition(b" ")[2]
     else:
@@ -215,17 +218,39 @@ def waiting_in(place: bytes, text: bytes, held: bytes | None) -> Waiting | None:
 
 def waiting_text(waiting: Waiting, database: bytes, old: bytes) -> bytes:
     """The record that keeps a write; `old`: what the key holds, or the name of the record before it."""
-    return b"resolve %d %s %d %s %s %s" % (
-        waiting.op_id,
-        database,
-        waiting.version or 0,
-        waiting.key,
-        old,
-        waiting.value,
-    )
+    version = waiting.version or 0
+    head = b"resolve %d %s %d %s " % (waiting.op_id, database, version, waiting.key)
+    return head + old + b" " + waiting.value
 
 
 def place_of(key: bytes, unix_ms: int, after: int = 0) -> tuple[bytes, int]:
     """(name, NunDB's op id) of a record for a write that was made then, behind one with op id `after`."""
     op_id = max(unix_ms * _NS_PER_MS, after + 1)
     return entry_key(key, op_id), op_id
+
+
+# Writing
+
+
+def key_record(key: bytes, version: int, address: int) -> bytes:
+    return LENGTH.pack(len(key)) + key + KEY_TAIL.pack(version, address)
+
+
+def value_record(value: bytes) -> bytes:
+    return LENGTH.pack(len(value)) + value + STATUS.pack(0)
+
+
+def mapped_name(key: bytes, number: int) -> bytes:
+    """One name of the map of all keys; its number is how many were there before it."""
+    return LENGTH.pack(len(key)) + key + LENGTH.pack(number)
+
+
+def without_arbitrating(permissions: bytes) -> bytes:
+    """A permission list without what NunDB does not know: there, whoever uses a database may arbitrate."""
+    parts = []
+    for part in permissions.split(b"|"):
+        kinds, _, keys = part.partition(b" ")
+        known = kinds.replace(b"a", b"")
+        if known:
+            parts.append(known + b" " + keys)
+    return b"|".join(parts)

@@ -58,9 +58,16 @@ class Exporter:
         self, pattern: str = "", after: bytes | None = None
     ) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         """Key and value of all records behind a key, in the order of their keys."""
+        async for page in self.entries(pattern, after):
+            yield [(key, as_bytes(entry.value)) for key, entry in page]
+
+    async def entries(
+        self, pattern: str = "", after: bytes | None = None
+    ) -> AsyncIterator[list[tuple[bytes, Any]]]:
+        """The same with all that is known of a record."""
         while True:
             ask = partial(self._source.keys, pattern, limit=KEYS_PER_PAGE, after=after)
-            found = await self._outlast(ask)
+            found = await self.outlast(ask)
             keys = [as_bytes(key) for key in found]
             if not keys:
                 return
@@ -69,30 +76,27 @@ class Exporter:
             async for page in self._values(wanted):
                 yield page
 
-    async def _values(self, keys: list[bytes]) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+    async def _values(self, keys: list[bytes]) -> AsyncIterator[list[tuple[bytes, Any]]]:
         at = 0
         while at < len(keys):
             some = keys[at : at + self._values_at_once]
             try:
-                entries = await self._outlast(partial(self._source.get_many, some))
+                entries = await self.outlast(partial(self._source.get_many, some))
             except TooLarge:
                 if len(some) == 1:
                     raise
                 self._values_at_once = max(1, len(some) // 2)
                 continue
             at += len(some)
-            page = [
-                (key, as_bytes(entry.value))
-                for key, entry in zip(some, entries, strict=True)
-                if entry is not None
-            ]
-            size = sum(len(value) for _, value in page)
+            found = zip(some, entries, strict=True)
+            page = [(key, entry) for key, entry in found if entry is not None]
+            size = sum(len(entry.value) for _, entry in page)
             fitting = PAGE_BYTES_AIM * len(some) // max(1, size)
             self._values_at_once = max(1, min(fitting, 4 * len(some), _VALUES_MAX))
             if page:
                 yield page
 
-    async def _outlast(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def outlast(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Asks again while the node is away or overloaded, for as long as it was told to."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._retry_for_s

@@ -15,7 +15,7 @@ from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
 from nun.core.requests.access import CONNECTIONS_KEY, PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
 from nun.errors import DamagedFile, NunError
 
-_OURS: Final = ("NODE", "nun.state")  # what a directory of a node of ours has
+_OURS: Final = "nun.state"  # what a directory has once a node of ours has read it
 _ADDRESS_BITS: Final = 64
 
 
@@ -138,7 +138,7 @@ def sources(folder: Path, only: Sequence[str]) -> list[Source]:
     if not folder.is_dir():
         raise NoNunDB(f"{folder} is no directory; expected the data directory of a NunDB")
     names = [path.name for path in folder.iterdir() if path.is_file()]
-    if any(name in names for name in _OURS):
+    if _OURS in names:
         raise NoNunDB(
             f"{folder} is the data directory of a node of Nun: start a node on it, or export from that"
         )

@@ -213,8 +213,28 @@ async def _import(
 
 
 @click.command(short_help="Write a database as JSON lines, CSV or TSV.")
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False))
+@click.argument(
+    "file", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False), required=False
+)
 @_file_options
+@click.option(
+    "--to-nundb",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write all databases as a data directory of NunDB, as an administrator.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="With --to-nundb: only this database; repeat it for others.",
+)
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --to-nundb: JSON that says the tokens of databases and users; others get new ones.",
+)
 @click.option(
     "--pattern",
     default="",
@@ -223,12 +243,26 @@ async def _import(
 )
 @click.option("--resume", is_flag=True, help="Go on with an export that was cut short.")
 @with_settings
-def export(settings: Settings, file: Path, **given: Any) -> int:
+def export(settings: Settings, file: Path | None, **given: Any) -> int:
     """Write all records of the database to FILE (`-`: standard output), sorted by key.
 
     The records are written to FILE.part, which becomes FILE when it is whole. Values that are not UTF-8 stand as
     "value_base64" in JSON lines; CSV and TSV cannot hold them.
+
+    With --to-nundb there is no FILE: DIR is made such that NunDB can load it, and tokens.json in it says the tokens.
     """  # fmt: skip
+    if given["to_nundb"] is not None:
+        from nun.cli.moving_out import move_out
+
+        if file is not None:
+            raise click.UsageError("--to-nundb takes the place of FILE")
+        return move_out(settings, given["to_nundb"], given)
+    if file is None:
+        raise click.UsageError("where to? A FILE, or --to-nundb DIR")
+    return _export_file(settings, file, given)
+
+
+def _export_file(settings: Settings, file: Path, given: dict[str, Any]) -> int:
     layout = _layout(file, given)
     standard = str(file) == _STANDARD
     if standard and (given["journal"] or given["resume"]):

@@ -173,6 +173,21 @@ def test_files_of_nundb_do_not_join_a_cluster(tmp_path: Path) -> None:
         node.close()
 
 
+def test_a_node_does_not_start_on_damaged_files_and_leaves_them_as_they_are(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    files.write(node.data_dir, files.shop())
+    keys = node.data_dir / "shop-nun.data.keys"
+    keys.write_bytes(keys.read_bytes()[:-1])
+    before = {path: path.read_bytes() for path in node.data_dir.iterdir()}
+    node.launch()
+    try:
+        assert node.wait_exit() == 3
+        assert "shop-nun.data.keys: damaged at byte" in node.tail()
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        node.close()
+
+
 class Command:
     """Runs `nun` in this process, as an administrator of a node."""
 
@@ -285,3 +300,125 @@ def test_what_is_no_directory_of_nundb_is_refused(run: Command, tmp_path: Path) 
     assert "holds no database 'x'" in run("import", "--from-nundb", tmp_path, "--only", "x")[2]
     assert run("import", "--from-nundb", tmp_path, tmp_path / "nundb.jsonl")[0] == 2
     assert run("import")[0] == 2
+
+
+def fill(client: nun.Client) -> None:
+    """A database with something of all that there is, and some that NunDB has no place for."""
+    client.create_database("back", token="b", strategy="arbiter")
+    back = client.database("back", token="b")
+    client.create_user("back", "ann", "a")
+    client.set_permissions("back", "ann", "rwa user-*|r name|a only")
+    back.set_many({"name": "mary", "city": "são joão\n", "empty": "", "a b": "spaced key"})
+    for _ in range(3):
+        back.set("name", "mary")
+    back.set("gone", "x")
+    back.remove("gone")
+    base = back.set("k", "v1")
+    back.set("k", "v2", base=base)
+    for value in ("v3 with spaces", "v4"):
+        with pytest.raises(nun.ConflictPending):
+            back.set("k", value, base=base)
+    back.set("counted", "1")
+    with pytest.raises(nun.ConflictPending):
+        back.set("counted", "5", version=0)
+    with pytest.raises(nun.ConflictPending):
+        back.increment("counted", 2)
+    with pytest.raises(nun.ConflictPending):
+        back.set("never", "was", base=7)
+    back.set("solved", "1")
+    with pytest.raises(nun.ConflictPending) as pending:
+        back.set("solved", "2", version=0)
+    [conflict] = [one for one in back.conflicts() if one.op_id == pending.value.conflict]
+    back.resolve(conflict, "3")
+
+
+def content(database: Any) -> dict[str, tuple[str, int, bool]]:
+    """What programs read: all keys but those of conflicts, which are told apart by number."""
+    keys = [key for key in database.scan() if not key.startswith("$")]
+    found = zip(keys, database.get_many(keys), strict=True)
+    return {key: (one.value, one.held_version, one.in_conflict) for key, one in found}
+
+
+def test_an_export_is_what_nundb_loads_and_brings_all_back(
+    target: Node, run: Command, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps({"back": {"token": "given"}}))
+    folder = tmp_path / "nundb"
+    with nun.Client(target.address, **ADMIN) as client:
+        fill(client)
+        client.create_database("slash/ed", token="t", strategy="older")
+        client.database("slash/ed").set("a", "b")
+        client.create_database("older", token="t", strategy="older", conflict_timeout_s=5)
+        client.database("older").set("bytes", b"\xff")
+        at = client.status()["position"]
+        only = ("--only", "back", "--only", "slash/ed", "--only", "older")
+        status, _, err = run("export", "--to-nundb", folder, "--tokens", tokens, *only)
+        assert client.status()["position"] == at
+        before = content(client.database("back"))
+    assert status == 1
+    assert "back: 7 keys, 1 users, 4 open conflicts" in err
+    for told in (
+        r"back: counted: conflict \d+ is left out: NunDB keeps no increment 2",
+        r"slash/ed: NunDB cannot have a database of this name",
+        r"older: NunDB has no strategy 'older': it is 'none' there",
+        r"older: NunDB has no option 'conflict_timeout_s'",
+        r"older: bytes is left out: its value is no UTF-8",
+        r"2 tokens are new, for ours are hashed: \S+/nundb/tokens.json has all",
+    ):
+        assert re.search(told, err), (told, err)
+
+    used = json.loads((folder / "tokens.json").read_text())
+    assert used["back"]["token"] == "given"
+    ann = used["back"]["users"]["ann"]
+    assert {path.stat().st_mode & 0o077 for path in (folder, *folder.iterdir())} == {0}
+
+    found = files.read(folder)
+    assert sorted(found) == ["back", "older"]
+    assert (found["back"].strategy, found["older"].strategy) == (files.ARBITER, files.NONE)
+    records = found["back"].records
+    assert set(files.read_names(folder)) == {*records, *found["older"].records}
+    assert sorted(files.read_names(folder).values()) == list(range(len(files.read_names(folder))))
+    assert (folder / "is-oplog.valid").read_bytes() == b"\1"
+    waiting = {key: text for key, (_, text) in records.items() if key.startswith("$conflicts_")}
+    first, second = sorted(key for key in waiting if key.startswith("$conflicts_k_"))
+    number = first.removeprefix("$conflicts_k_")
+    assert waiting[first] == f"resolve {number} back 2 k v2 v3 with spaces"
+    assert waiting[second].split(" ", 5)[3:] == ["2", "k", f"{first} v4"]
+    assert {key: record for key, record in records.items() if not key.startswith("$conf")} == {
+        "$$token": (0, "given"),
+        "$$user_ann": (0, ann),
+        "$$permission_$ann": (0, "rw user-*|r name"),
+        "name": (4, "mary"),
+        "city": (1, "são joão\n"),
+        "empty": (1, ""),
+        "a b": (1, "spaced key"),
+        "k": (-2, "v2"),
+        "counted": (-2, "1"),
+        "solved": (2, "3"),
+    }
+
+    node = Node(tmp_path / "again", data_dir=folder)
+    with node, nun.Client(node.address, **ADMIN) as client:
+        back = client.database("back", token="given")
+        assert content(back) == before
+        queue = [(one.key, one.proposed.value) for one in back.conflicts()]
+        assert queue == [("counted", "5"), ("k", "v3 with spaces"), ("k", "v4"), ("never", "was")]
+        client.database("back", user="ann", token=ann).set("user-1", "x")
+
+
+def test_an_export_writes_over_nothing_and_leaves_nothing_half(
+    run: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("x")
+    status, _, err = run("export", "--to-nundb", tmp_path / "there")
+    assert (status, "is there already" in err) == (2, True)
+    tokens = tmp_path / "tokens.json"
+    for text in ("", "[]", '{"a": {"token": "with space"}}', '{"a": {"users": {"u": ""}}}'):
+        tokens.write_text(text)
+        assert run("export", "--to-nundb", tmp_path / "new", "--tokens", tokens)[0] == 2
+    assert run("export", "--to-nundb", tmp_path / "new", "--only", "nobody")[0] == 2
+    assert run("export", "--to-nundb", tmp_path / "no" / "new")[0] == 2
+    assert run("export")[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "tokens.json"]
