@@ -26,11 +26,12 @@ from nun import nundb
 from nun.cli.exporting import Exporter
 from nun.cli.journal import Progress
 from nun.cli.meter import Meter
+from nun.cli.nundb_source import Source, sources
 from nun.cli.output import duration_text, on_one_line, say_json, warn
 from nun.cli.settings import Settings
 from nun.client.results import DatabaseInfo
-from nun.core.access import PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
-from nun.core.ledger_keys import CONFLICT_PREFIX
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
+from nun.core.requests.access import PERMISSION_PREFIX, TOKEN_KEY, USER_PREFIX
 from nun.errors import StorageError
 
 TOKENS: Final = "tokens.json"
@@ -109,6 +110,8 @@ def _read_tokens(path: Path | None) -> Tokens:
     """The tokens that were given. Raises click.UsageError."""
     if path is None:
         return {}
+    if path.is_dir():
+        return {one.name: _tokens_of(one) for one in sources(path, ())}
     found: Any
     expected = '{"DATABASE": {"token": "...", "users": {"NAME": "..."}}, ...}'
     try:
@@ -123,6 +126,15 @@ def _read_tokens(path: Path | None) -> Tokens:
             if not isinstance(token, str) or not token or any(map(str.isspace, token)):
                 raise click.UsageError(f"{path}: a token of NunDB is a text without white space")
     return dict(found)
+
+
+def _tokens_of(source: Source) -> dict[str, Any]:
+    """The tokens that a database of NunDB has."""
+    users = {name.decode(): token.decode() for name, token in source.users.items()}
+    told: dict[str, Any] = {"users": users}
+    if source.token is not None:
+        told["token"] = source.token.decode()
+    return told
 
 
 class _Secrets:

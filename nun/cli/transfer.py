@@ -232,8 +232,9 @@ async def _import(
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="With --to-nundb: JSON that says the tokens of databases and users; others get new ones.",
+    metavar="PATH",
+    help="With --to-nundb: JSON with the tokens of databases and users, or the NunDB directory "
+    "that had them; others get new ones.",
 )
 @click.option(
     "--pattern",

@@ -178,7 +178,7 @@ def test_a_node_does_not_start_on_damaged_files_and_leaves_them_as_they_are(tmp_
     files.write(node.data_dir, files.shop())
     keys = node.data_dir / "shop-nun.data.keys"
     keys.write_bytes(keys.read_bytes()[:-1])
-    before = {path: path.read_bytes() for path in node.data_dir.iterdir()}
+    before = {path: path.read_bytes() for path in node.data_dir.rglob("*.*")}
     node.launch()
     try:
         assert node.wait_exit() == 3
@@ -218,7 +218,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 def test_a_directory_is_imported_into_what_runs(target: Node, run: Command, tmp_path: Path) -> None:
     folder = files.write(tmp_path / "nundb", files.shop())
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     status, out, err = run("import", "--from-nundb", folder, "--dry-run")
     assert (status, err) == (0, "")
     assert re.search(r"shop +arbiter +6 +75 +1 +3 +1", out)
@@ -266,7 +266,7 @@ def test_a_directory_is_imported_into_what_runs(target: Node, run: Command, tmp_
         assert "name holds another value here, version 4; left as it is" in err
         assert "odd was written or removed here since; left as it is" in err
         assert (shop.get("name").value, shop.get("odd")) == ("jose", None)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
 @pytest.mark.parametrize(
@@ -405,6 +405,22 @@ def test_an_export_is_what_nundb_loads_and_brings_all_back(
         queue = [(one.key, one.proposed.value) for one in back.conflicts()]
         assert queue == [("counted", "5"), ("k", "v3 with spaces"), ("k", "v4"), ("never", "was")]
         client.database("back", user="ann", token=ann).set("user-1", "x")
+
+
+def test_an_export_takes_the_tokens_of_the_directory_that_all_came_from(
+    target: Node, run: Command, tmp_path: Path
+) -> None:
+    had = {"$$token": (0, "old"), "$$user_ann": (0, "hers"), "name": (1, "mary")}
+    origin = files.write(tmp_path / "origin", {"kept": files.Database(had, files.NEWER)})
+    assert run("import", "--from-nundb", origin)[0] == 0
+    status, _, err = run(
+        "export", "--to-nundb", tmp_path / "back", "--only", "kept", "--tokens", origin
+    )
+    assert (status, "are new" in err) == (0, False)
+    found = files.read(tmp_path / "back")["kept"]
+    assert (found.records, found.strategy) == (had, files.NEWER)
+    with nun.Client(target.address, **ADMIN) as client:
+        client.drop_database("kept")
 
 
 def test_an_export_writes_over_nothing_and_leaves_nothing_half(

@@ -47,6 +47,11 @@ def write(path: Path, databases: Mapping[str, Database]) -> Path:
             (path / f"{name}-nun.madadata").write_bytes(metadata)
     mapped = b"".join(text(key) + struct.pack("<Q", number) for key, number in names.items())
     (path / "keys-nun.keys").write_bytes(struct.pack("<Q", len(names)) + mapped)
+    operation = struct.pack("<QQQB", 1764000000000000000, 1, 1, 2)
+    (path / "oplog-nun.op").write_bytes(operation)
+    (path / "oplog").mkdir()
+    (path / "oplog" / "oplog-nun-1764000000000000000.op").write_bytes(operation)
+    (path / "is-oplog.valid").write_bytes(b"\x01")
     return path
 
 
