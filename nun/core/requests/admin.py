@@ -73,12 +73,13 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Asked:
-    """A request that waits for an answer of the storage writer."""
+    """A request that waits for an answer of the storage writer; a snapshot takes as long as it takes."""
 
     peer: bytes
     token: int
     number: int
     since_ns: int
+    snapshot: bool
 
 
 def check_name(name: Any, what: str) -> bytes:
@@ -356,18 +357,18 @@ class AdminRequests:
         if type(reclaim) is not bool:
             raise BadRequest("reclaim is true or false")
         numbers = None if names is None else [self._database(name).number for name in names]
-        self._ask(session, number, lambda ticket: (m.TAKE_SNAPSHOT, ticket, numbers, reclaim))
+        self._ask(session, number, m.TAKE_SNAPSHOT, numbers, reclaim)
 
     def status(self, session: Session, message: list[Any]) -> None:
         self._admin(session)
-        self._ask(session, message[2], lambda ticket: (m.ASK_STORAGE, ticket))
+        self._ask(session, message[2], m.ASK_STORAGE)
 
-    def _ask(
-        self, session: Session, number: int, question: Callable[[int], tuple[Any, ...]]
-    ) -> None:
+    def _ask(self, session: Session, number: int, kind: int, *arguments: Any) -> None:
         self._tickets += 1
-        self._asked[self._tickets] = _Asked(session.peer, session.token, number, self._core.now_ns)
-        self._core.out.to_writer.append(question(self._tickets))
+        snapshot = kind == m.TAKE_SNAPSHOT
+        asked = _Asked(session.peer, session.token, number, self._core.now_ns, snapshot)
+        self._asked[self._tickets] = asked
+        self._core.out.to_writer.append((kind, self._tickets, *arguments))
 
     def snapshot_taken(self, ticket: int, error: str | None, report: dict[str, Any]) -> None:
         """The storage writer took a snapshot that a client asked for."""
@@ -394,7 +395,7 @@ class AdminRequests:
         return [
             ticket
             for ticket, asked in self._asked.items()
-            if now_ns - asked.since_ns > STORAGE_PATIENCE_NS
+            if not asked.snapshot and now_ns - asked.since_ns > STORAGE_PATIENCE_NS
         ]
 
     # Secrets

@@ -271,6 +271,16 @@ def test_bounds_on_databases_and_on_secrets_in_work() -> None:
     assert reply.status == Overloaded.code
 
 
+def test_a_snapshot_that_takes_its_time_is_not_answered_as_a_status(
+    driver: CoreDriver, admin: DrivenClient
+) -> None:
+    numbers = [admin.next_number(), admin.next_number()]
+    driver.receive((admin.peer, [m.SNAPSHOT, admin.token, numbers[0], None, False]))
+    driver.receive((admin.peer, [m.STATUS, admin.token, numbers[1]]))
+    tickets = [message[1] for message in driver.to_writer]
+    assert driver.core.admin.overdue(driver.now_ns + 10**11) == tickets[1:]
+
+
 def test_snapshot_and_status_wait_for_the_writer(driver: CoreDriver, admin: DrivenClient) -> None:
     created(driver, admin)
     number = admin.next_number()
