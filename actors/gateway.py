@@ -22,6 +22,7 @@ import zmq
 
 from actors import sockets
 from actors.child import begin_child
+from actors.gateway_complaints import hear_libraries
 from actors.gateway_tcp import serve_tcp
 from actors.gateway_web import serve_http, serve_websocket
 from actors.logs import configure_logging
@@ -63,13 +64,17 @@ class Gateway:
     def admit(self, sink: Sink, origin: str) -> Conversation | None:
         """A new connection; None when there are too many."""
         if self.connections >= self.config.connections_max:
-            now = asyncio.get_running_loop().time()
-            if now - self._told_full_at > _ADMITTED_AGAIN_S:
-                self._told_full_at = now
-                self.log.warning("gateway_full", connections=self.connections, refused=origin)
+            self.told_full(origin)
             return None
         self.connections += 1
         return Conversation(self.desk, sink, origin)
+
+    def told_full(self, origin: str) -> None:
+        """Somebody is refused for want of room."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told_full_at > _ADMITTED_AGAIN_S:
+            self._told_full_at = now
+            self.log.warning("gateway_full", connections=self.connections, refused=origin)
 
     def left(self, conversation: Conversation) -> None:
         if not conversation.closed:
@@ -105,6 +110,7 @@ async def run(document: dict[str, Any]) -> int:
         config_from_plain(document["config"]).node.name,
         "gateway",
     )
+    hear_libraries(log)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection is one
     loop = asyncio.get_running_loop()

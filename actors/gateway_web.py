@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actors.gateway import Gateway
 
 _SHUTDOWN_S: Final = 5.0  # for requests under way
+_REQUEST_S: Final = 300.0  # in which a request has to come
 _NOT_SENT: Final = (  # they say how a connection ended without a code
     WSCloseCode.NO_INFO,
     WSCloseCode.ABNORMAL_CLOSURE,
@@ -81,9 +82,14 @@ class HttpSide:
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         try:
-            body = await request.read()
+            async with asyncio.timeout(_REQUEST_S):
+                body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _response(413, b"a request has at most %d bytes" % BATCH_BYTES_MAX)
+        except TimeoutError:
+            late = _response(408, b"a request has %d seconds to come" % _REQUEST_S)
+            late.force_close()
+            return late
         if not is_text(body):
             return _response(500, b"")
         lines = [part for line in body.split(b";") if (part := line.strip())]
@@ -109,6 +115,42 @@ def _response(status: int, body: bytes) -> web.Response:
     )
 
 
+class _HttpServer(web.Server):
+    """Bounds what aiohttp does not: connections, and how long one may say nothing."""
+
+    def __init__(self, gateway: Gateway, **known: Any) -> None:
+        self._gateway = gateway
+        self._side = HttpSide(gateway)
+        self._silent: dict[Any, asyncio.TimerHandle] = {}
+        super().__init__(
+            self._handle, keepalive_timeout=gateway.config.keepalive_s, access_log=None,
+            auto_decompress=False, **known,
+        )  # fmt: skip
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > self._gateway.config.connections_max:
+            peer = transport.get_extra_info("peername")
+            self._gateway.told_full(str(peer[0]) if peer else "")
+            transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        patience_s = self._gateway.config.keepalive_s
+        self._silent[handler] = loop.call_later(patience_s, transport.abort)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        self._heard(handler)
+        super().connection_lost(handler, exc)
+
+    def _heard(self, handler: Any) -> None:
+        if (timer := self._silent.pop(handler, None)) is not None:
+            timer.cancel()
+
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
+        self._heard(request.protocol)
+        return await self._side.handle(request)
+
+
 async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[], Awaitable[None]]:
     """Listens; returns what ends it. Raises OSError."""
     loop = asyncio.get_running_loop()
@@ -120,7 +162,7 @@ async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[],
             message, payload, protocol, writer, task, loop, client_max_size=BATCH_BYTES_MAX
         )
 
-    server = web.Server(HttpSide(gateway).handle, request_factory=request, access_log=None)
+    server = _HttpServer(gateway, request_factory=request)
     runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     site = web.SockSite(runner, **where) if "sock" in where else web.TCPSite(runner, **where)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import urllib.error
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from nun.limits import MIB
+from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX, MIB
+from tests.support.fuzzing_text import frame
 from tests.support.gateway import Line, Served
 from tests.support.node import wait_until
 
@@ -136,22 +139,143 @@ def test_a_line_that_is_no_text_is_refused_in_its_turn(served: Served) -> None:
     assert told == [b"ok \n", b"value b\n", b"ok \n", refusal, b"value b\n", b"ok \n"]
 
 
+def upgraded(port: int) -> socket.socket:
+    """A WebSocket, shaken hands with."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+    raw.sendall(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += raw.recv(1)
+    return raw
+
+
+def to_the_end(raw: socket.socket) -> bytes:
+    """All that comes until the connection ends."""
+    told = b""
+    with contextlib.suppress(ConnectionError):
+        while part := raw.recv(65_536):
+            told += part
+    return told
+
+
 def test_a_websocket_is_closed_as_the_protocol_says(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.ports["websocket"]), timeout=20) as raw:
-        raw.sendall(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += raw.recv(4_096)
+    with upgraded(served.ports["websocket"]) as raw:
         raw.sendall(b"\x88\x80\0\0\0\0")  # a close without a code
-        closing = b""
-        while part := raw.recv(4_096):
-            closing += part
+        closing = to_the_end(raw)
     assert closing[:1] == b"\x88"
     code = int.from_bytes(closing[2:4], "big")
     assert closing[1] == 0 or code == 1_000
+
+
+def test_huge_frames_and_lines_are_refused_before_they_are_there(served: Served) -> None:
+    gateway = psutil.Process(served.gateways()[-1])
+    before = gateway.memory_info().rss
+    with upgraded(served.ports["websocket"]) as raw:
+        raw.sendall(b"\x81\xff" + (2**40).to_bytes(8, "big") + bytes(4))
+        assert to_the_end(raw)[2:4] == (1_009).to_bytes(2, "big")
+    with upgraded(served.ports["websocket"]) as raw:  # in parts, each of which is allowed
+        with contextlib.suppress(ConnectionError):
+            raw.sendall(frame(1, b"x" * MIB, False))
+            for _ in range(GATEWAY_MESSAGE_BYTES_MAX // MIB + 1):
+                raw.sendall(frame(0, b"x" * MIB, False))
+        assert to_the_end(raw)[2:4] in (b"", (1_009).to_bytes(2, "big"))
+    with served.line() as line:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(GATEWAY_MESSAGE_BYTES_MAX // MIB + 2):
+                line.socket.sendall(b"x" * MIB)
+        told = to_the_end(line.socket)
+        assert told in (b"", b"error a command has at most %d bytes \n" % GATEWAY_MESSAGE_BYTES_MAX)
+    assert gateway.memory_info().rss - before < 3 * GATEWAY_MESSAGE_BYTES_MAX
+    assert served.post("use-db shop t;get my-1").startswith("empty;value ")
+
+
+def test_frames_that_are_binary_are_commands_if_they_are_text(served: Served) -> None:
+    with upgraded(served.ports["websocket"]) as raw:
+        raw.sendall(
+            frame(2, b"use-db shop t;get my-none") + frame(2, b"\xff\0") + frame(1, b"\xc3")
+        )
+        raw.sendall(frame(9, b"ping") + frame(1, b"") + frame(8, b"\x03\xe8"))
+        told = to_the_end(raw)
+    refusal = b"error a command is text in UTF-8 \n"
+    refused = bytes([0x81, len(refusal)]) + refusal
+    ok, pong = b"\x81\x04ok \n", b"\x8a\x04ping"
+    assert told.count(pong) == 1
+    expected = ok + b"\x81\x0evalue <Empty>\n" + ok + 2 * refused
+    assert told.replace(pong, b"").startswith(expected)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "websocket"])
+def test_who_watches_and_does_not_read_is_cut_off(served: Served, transport: str) -> None:
+    """Others hear all the same; the log has one line for it."""
+    gateway = psutil.Process(served.gateways()[-1])
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(served.line())
+        other.say("use-db shop t")
+        other.say(f"watch slow-{transport}")
+        if transport == "tcp":
+            slow = stack.enter_context(served.line())
+            slow.say("use-db shop t")
+            assert slow.say("watch slow-tcp") == ["ok \n"]
+            raw = slow.socket
+        else:
+            raw = stack.enter_context(upgraded(served.ports["websocket"]))
+            raw.sendall(frame(1, b"use-db shop t;watch slow-websocket"))
+            while not raw.recv(100).endswith(b"ok \n"):
+                pass
+        since, before = served.mark(), gateway.memory_info().rss
+        value = "v" * MIB
+        for _ in range(2 * GATEWAY_UNREAD_BYTES_MAX // MIB):  # two notices a write
+            assert served.post(f"use-db shop t;set slow-{transport} {value}") == "empty;empty"
+            assert len(other.reader.readline()) > MIB
+            assert len(other.reader.readline()) > MIB
+        served.wait_log("slow_reader_dropped", since, transport=transport)
+        assert gateway.memory_info().rss - before < 3 * GATEWAY_UNREAD_BYTES_MAX
+        to_the_end(raw)
+    said = [line.get("event") for line in list(served.lines)[since:]]
+    assert said.count("slow_reader_dropped") == 1
+
+
+def test_connections_that_say_nothing_are_bounded(tmp_path: Path) -> None:
+    """There are so many, each transport; more are refused, the log says so once; over HTTP silence has an end."""
+    settings = {"gateway": {"connections_max": 8, "keepalive_s": 1}}
+    with Served(tmp_path / "node", settings) as node, contextlib.ExitStack() as stack:
+        node.wait_served()
+        lines = [stack.enter_context(node.line()) for _ in range(8)]
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", node.ports["tcp"]), timeout=20) as raw:
+                assert to_the_end(raw) == b"error too many connections \n"
+        with upgraded(node.ports["websocket"]) as raw:
+            assert to_the_end(raw)[2:4] == (1_013).to_bytes(2, "big")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            node.post("get a")
+        assert caught.value.code == 503
+        caught.value.close()
+        lines.pop().__exit__()
+        wait_until(lambda: _serves(node), "there to be room again")
+        half = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", node.ports["http"]), timeout=20)
+            )
+            for _ in range(30)
+        ]
+        for index, raw in enumerate(half):
+            with contextlib.suppress(ConnectionError):
+                raw.sendall(b"POST / HTTP/1.1\r\nHost:" if index % 2 else b"")
+        for raw in half:  # those beyond the bound at once, the others when they have had their time
+            assert to_the_end(raw) == b""
+        assert _serves(node)
+        said = [line.get("event") for line in node.lines]
+        assert said.count("gateway_full") == 1
+
+
+def _serves(node: Served) -> bool:
+    try:
+        return node.post("get a") == "error no-db-selected\n"
+    except OSError:
+        return False
 
 
 def test_connections_that_end_leave_nothing(served: Served) -> None:

@@ -6,7 +6,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
-from tests.support.node import Node, free_port, wait_until
+from tests.support.node import Node, Settings, free_port, wait_until
 
 
 def post(port: int, body: str | bytes) -> str:
@@ -21,10 +21,12 @@ def post(port: int, body: str | bytes) -> str:
 class Served(Node):
     """A node with a gateway."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Settings | None = None) -> None:
         self.ports = {name: free_port() for name in ("tcp", "http", "websocket")}
         gateway = {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}
-        super().__init__(directory, {"gateway": gateway})
+        tables = dict(settings or {})
+        tables["gateway"] = {**gateway, **tables.get("gateway", {})}
+        super().__init__(directory, tables)
 
     def wait_served(self) -> None:
         wait_until(self._answers, "the gateway")
