@@ -111,6 +111,13 @@ class Coordinator:
         if epoch.node != self._core.number:
             return False
         mine = (epoch.reign, epoch.node)
+        if any(
+            peer.epoch is not None
+            and peer.epoch[:2] == mine
+            and peer.epoch.start >= self._core.start
+            for peer in there
+        ):
+            return False  # this directory was set back: a later start of it has begun that epoch
         known = [(peer.epoch.reign, peer.epoch.node) for peer in there if peer.epoch is not None]
         known += [peer.promise for peer in there if peer.promise is not None]
         if self._core.bound is not None:

@@ -252,9 +252,13 @@ class Promotion:
 
     def promised(self, name: str, promise: Promise, last: Position | None) -> None:
         """A member has given its promise, and says how far it is."""
-        if self._stage == "promises" and promise == self._promise:
-            self._promised[name] = last
-            self._enough()
+        if self._stage != "promises" or promise != self._promise:
+            return
+        if self._core.was_set_back(name):
+            self._core.note("promise_not_counted", level="warning", node=name)
+            return
+        self._promised[name] = last
+        self._enough()
 
     def refused(self, name: str, text: str) -> None:
         """A member has given a higher promise, or knows a higher epoch."""

@@ -181,6 +181,12 @@ class ReplicatorCore:
         """A member's number, 0 of who is none."""
         return next((number for number, member in self.members.items() if member[0] == name), 0)
 
+    def was_set_back(self, name: str) -> bool:
+        """Whether a peer's directory is an earlier state of the one that is listed: it has less than it once had."""
+        peer = self.peers[name]
+        listed = self.members.get(self.number_of(name))
+        return listed is not None and peer.directory == listed[1] and peer.start < listed[2]
+
     def position_of(self, seq: int) -> Position | None:
         """The position of an entry of this node's history."""
         epoch = None

@@ -129,6 +129,45 @@ def test_force_names_a_member_that_was_never_heard_of(cluster: Cluster) -> None:
     assert b"node3 unknown" in cluster.promoted(2)[4][b"at_stake"]
 
 
+def test_a_promise_of_a_directory_that_was_set_back_does_not_count(cluster: Cluster) -> None:
+    node = cluster[3]
+    position = cluster[1].decide()
+    cluster.run(1, lambda: cluster.is_quiet(1))
+    before = (node.start, list(node.log))
+    for _ in range(2):
+        node.stop()
+        node.start_processes()
+        cluster.run(2, lambda: cluster.is_quiet(1))
+    assert cluster[2].core.members[node.number][2] == node.start == before[0] + 2
+    cluster[1].stop()
+    node.stop()
+    node.start, node.log = before[0], [item for item in before[1] if item[0] != position]
+    node.start_processes()
+    cluster.run(1)
+    cluster.promote(2)
+    cluster.run(11, lambda: cluster.promoted(2))
+    assert b"no promise of a majority" in cluster.promoted(2)[3]
+    assert not cluster.primaries
+
+
+def test_a_primary_that_was_set_back_does_not_begin_an_epoch_again(cluster: Cluster) -> None:
+    node = cluster[1]
+    before = (node.start, list(node.log))
+    node.stop()
+    node.start_processes()
+    cluster.run(2, lambda: cluster.is_quiet(1))
+    epoch = node.epoch
+    cluster.run(1)
+    node.stop()
+    node.start, node.log = before
+    node.start_processes()
+    cluster.run(6)
+    assert not cluster.primaries, f"{epoch} was begun before"
+    cluster.promote(2)
+    cluster.run(8, lambda: cluster.is_quiet(2))
+    assert cluster.promoted(2)[2] == 0
+
+
 def test_two_candidates_race_and_no_reign_has_two(cluster: Cluster) -> None:
     cluster[2].core.from_network([pm.PROMOTE_ASKED, 77, b"node2", False])
     cluster[3].core.from_network([pm.PROMOTE_ASKED, 77, b"node3", False])
