@@ -44,8 +44,8 @@ _SHOWN_MAX: Final = 20  # of keys that are told one by one, on a terminal
 _PAUSE_S: Final = 0.2
 
 
-class NotEmptyError(NunError):
-    """A database is there already, and nobody said that this is meant."""
+class CannotBeginError(NunError):
+    """A database is there already and nobody said that this is meant, or it has no token."""
 
 
 @dataclass
@@ -130,12 +130,12 @@ async def _move(settings: Settings, found: list[Source], given: Mapping[str, Any
         known = {info.name: info.options for info in await mover.outlast(client.databases)}
         for one in found:
             if one.name in known and not given["into_existing"]:
-                raise NotEmptyError(
+                raise CannotBeginError(
                     f"there is a database {one.name!r} already: --into-existing adds what it lacks, "
                     "and leaves what differs"
                 )
             if one.name not in known and not (one.token or settings.token):
-                raise NotEmptyError(
+                raise CannotBeginError(
                     f"database {one.name!r} has no token in these files: give it one with -t"
                 )
         return [await mover.move(one, known.get(one.name)) for one in found]

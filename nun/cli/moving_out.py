@@ -37,7 +37,7 @@ from nun.errors import StorageError
 TOKENS: Final = "tokens.json"
 _TOKEN_BYTES: Final = 18
 _SHOWN_MAX: Final = 20
-_PASSES: Final = ("strategy", "migrated_from")  # options that are said otherwise, or need not be
+_SAID_OTHERWISE: Final = ("strategy", "migrated_from")  # of a database's options
 
 Tokens = dict[str, dict[str, Any]]  # database -> {"token": ..., "users": {name: token}}
 
@@ -216,7 +216,7 @@ class _Mover:
             await exporter.outlast(self._conflicts)
             self._files.begin(info.name, number, self._strategy())
             self._files.put(TOKEN_KEY, 0, self._tokens.database(info.name).encode())
-            await self._users(exporter)
+            await self._guarded(exporter)
             size = 0
             async for page in exporter.entries():
                 for key, entry in page:
@@ -235,22 +235,26 @@ class _Mover:
             left.append(f"NunDB has no strategy {strategy!r}: it is 'none' there")
             strategy = "none"
         for name in options:
-            if name not in _PASSES:
+            if name not in _SAID_OTHERWISE:
                 left.append(f"NunDB has no option {name!r}")
         return nundb.STRATEGIES.index(strategy)
 
-    async def _users(self, exporter: Exporter) -> None:
+    async def _guarded(self, exporter: Exporter) -> None:
+        """Users, permissions, and other keys that are for administrators."""
         database, files = self._database, self._files
-        ask = partial(database.keys, USER_PREFIX + b"*")
-        for place in await exporter.outlast(ask):
-            name = place.removeprefix(USER_PREFIX).decode()
-            files.put(place, 0, self._tokens.user(self._info.name, name).encode())
-            self._report.users += 1
-        ask = partial(database.keys, PERMISSION_PREFIX + b"*")
-        for place in await exporter.outlast(ask):
+        for place in await exporter.outlast(partial(database.keys, b"$$*")):
+            if place == TOKEN_KEY:
+                continue
+            if place.startswith(USER_PREFIX):
+                name = place.removeprefix(USER_PREFIX).decode()
+                files.put(place, 0, self._tokens.user(self._info.name, name).encode())
+                self._report.users += 1
+                continue
             entry = await exporter.outlast(partial(database.get, place))
-            if entry is not None:
+            if entry is not None and place.startswith(PERMISSION_PREFIX):
                 files.put(place, 0, nundb.without_arbitrating(entry.value))
+            elif entry is not None:
+                self._key(place, entry)
 
     def _key(self, key: bytes, entry: Any) -> None:
         report, value = self._report, entry.value

@@ -269,6 +269,39 @@ def test_a_directory_is_imported_into_what_runs(target: Node, run: Command, tmp_
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
+def test_what_does_not_fit_into_an_import_is_named(
+    target: Node, run: Command, tmp_path: Path
+) -> None:
+    records = {
+        "": (1, "no key"),
+        "x" * 5_000: (1, "too long"),
+        "k": (-2, "v1"),
+        "$conflicts_k_1764000000000000299": (0, "resolve 1764000000000000299 d 2 k v1 v2"),
+        "$$permission_$all": (0, "rw "),
+        "$$permission_$bob": (0, "q x,y"),
+        "$$other": (3, "for administrators"),
+    }
+    folder = files.write(tmp_path / "nundb", {"odd": files.Database(records, files.NEWER)})
+    status, _, err = run("import", "--from-nundb", folder)
+    assert (status, "'odd' has no token in these files: give it one with -t" in err) == (1, True)
+    status, out, _ = run("import", "--from-nundb", folder, "-t", "new", "--json")
+    [told] = json.loads(out)["databases"]
+    assert (status, told["keys"], told["stored"], told["conflicts"]) == (1, 4, 2, 0)
+    for text in (
+        "key '' of 0 bytes is left out: expected 1 to 4096",
+        "of 5000 bytes is left out",
+        "k: 'v2' waited for an arbiter, and strategy newer keeps nothing; left out",
+        "who has the token alone might do nothing there, and may do all here",
+    ):
+        assert any(text in one for one in told["differ"]), (text, told)
+    with nun.Client(target.address, **ADMIN) as client:
+        odd = client.database("odd", token="new")
+        assert (odd.get("k").value, odd.get("k").version) == ("v1", 2)
+        assert odd.get("$$permission_$bob").value == "r x,y"
+        assert odd.get("$$other").version == 3
+        client.drop_database("odd")
+
+
 @pytest.mark.parametrize(
     ("file", "data", "told"),
     [
@@ -313,6 +346,7 @@ def fill(client: nun.Client) -> None:
         back.set("name", "mary")
     back.set("gone", "x")
     back.remove("gone")
+    back.set("$$other", "for administrators")
     base = back.set("k", "v1")
     back.set("k", "v2", base=base)
     for value in ("v3 with spaces", "v4"):
@@ -357,7 +391,7 @@ def test_an_export_is_what_nundb_loads_and_brings_all_back(
         assert client.status()["position"] == at
         before = content(client.database("back"))
     assert status == 1
-    assert "back: 7 keys, 1 users, 4 open conflicts" in err
+    assert "back: 8 keys, 1 users, 4 open conflicts" in err
     for told in (
         r"back: counted: conflict \d+ is left out: NunDB keeps no increment 2",
         r"slash/ed: NunDB cannot have a database of this name",
@@ -389,6 +423,7 @@ def test_an_export_is_what_nundb_loads_and_brings_all_back(
         "$$token": (0, "given"),
         "$$user_ann": (0, ann),
         "$$permission_$ann": (0, "rw user-*|r name"),
+        "$$other": (1, "for administrators"),
         "name": (4, "mary"),
         "city": (1, "são joão\n"),
         "empty": (1, ""),
