@@ -161,31 +161,25 @@ def checked(members: list[dict[str, Any]], at: str) -> list[dict[str, Any]]:
     return members if done else []
 
 
-def test_files_of_nundb_do_not_join_a_cluster(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, 2)
-    files.write(cluster.nodes[1].data_dir, files.shop())
-    node: Node = cluster.nodes[1]
-    node.launch()
-    try:
-        assert node.wait_exit() == 3
-        assert "import them into a running cluster" in node.tail()
-    finally:
-        node.close()
-
-
-def test_a_node_does_not_start_on_damaged_files_and_leaves_them_as_they_are(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    files.write(node.data_dir, files.shop())
-    keys = node.data_dir / "shop-nun.data.keys"
+def test_a_node_refuses_damaged_files_and_those_beside_a_cluster_and_leaves_them_as_they_are(
+    tmp_path: Path,
+) -> None:
+    damaged, joining = Node(tmp_path / "alone"), Cluster(tmp_path, 2).nodes[1]
+    for node in (damaged, joining):
+        files.write(node.data_dir, files.shop())
+    keys = damaged.data_dir / "shop-nun.data.keys"
     keys.write_bytes(keys.read_bytes()[:-1])
-    before = {path: path.read_bytes() for path in node.data_dir.rglob("*.*")}
-    node.launch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*-nun.*")}
     try:
-        assert node.wait_exit() == 3
-        assert "shop-nun.data.keys: damaged at byte" in node.tail()
-        assert {path: path.read_bytes() for path in before} == before
+        for node in (damaged, joining):
+            node.launch()
+        assert (damaged.wait_exit(), joining.wait_exit()) == (3, 3)
+        assert "shop-nun.data.keys: damaged at byte" in damaged.tail()
+        assert "import them into a running cluster" in joining.tail()
     finally:
-        node.close()
+        damaged.close()
+        joining.close()
+    assert {path: path.read_bytes() for path in before} == before
 
 
 class Command:
