@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -92,24 +93,36 @@ def run_range(first: int, count: int, kind: type[Simulation] = Simulation) -> No
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         times = len(ranges)
         found = list(pool.map(lives, ranges, [_AT_A_TIME] * times, [kind] * times))
-    failed = [text for each in found for text in each]
+    check([text for each in found for text in each])
+
+
+def check(failed: Sequence[str]) -> None:
     assert not failed, f"{len(failed)} seeds failed\n" + "\n\n".join(failed[:3])
 
 
-def test_clusters_keep_their_promises() -> None:
-    run_range(1, FAST)
+def firsts(count: int) -> list[int]:
+    """The first seeds of parts of the range, each a test of its own that may run beside the others."""
+    return list(range(1, count, _AT_A_TIME))
 
 
-def test_clusters_with_conflicts_lose_nothing() -> None:
-    run_range(1, FAST, ConflictSimulation)
+@pytest.mark.parametrize("first", firsts(FAST))
+def test_clusters_keep_their_promises(first: int) -> None:
+    check(lives(first, _AT_A_TIME, Simulation))
 
 
-def test_clusters_that_lose_disks_keep_their_promises() -> None:
-    run_range(1, FAST // 4, WipingSimulation)
+@pytest.mark.parametrize("first", firsts(FAST))
+def test_clusters_with_conflicts_lose_nothing(first: int) -> None:
+    check(lives(first, _AT_A_TIME, ConflictSimulation))
 
 
-def test_databases_that_are_dropped_leave_nothing_open() -> None:
-    run_range(1, FAST // 4, DroppingSimulation)
+@pytest.mark.parametrize("first", firsts(FAST // 4))
+def test_clusters_that_lose_disks_keep_their_promises(first: int) -> None:
+    check(lives(first, _AT_A_TIME, WipingSimulation))
+
+
+@pytest.mark.parametrize("first", firsts(FAST // 4))
+def test_databases_that_are_dropped_leave_nothing_open(first: int) -> None:
+    check(lives(first, _AT_A_TIME, DroppingSimulation))
 
 
 @pytest.mark.long
