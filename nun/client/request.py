@@ -133,7 +133,15 @@ class Request:
     def error(self) -> RequestError:
         """The error of a reply whose status is not 0."""
         message, fields = self.result
-        return error_of(self.status, message, fields, self.decoding)
+        error = error_of(self.status, message, fields, self.decoding)
+        grant = self.grant
+        if grant is None or not isinstance(error, NoSuchDatabase):
+            return error
+        if not grant.number or error.fields.get("database") != grant.number:
+            return error
+        name = grant.name  # nodes know it by its number only
+        name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+        return NoSuchDatabase(f"database {name!r} was dropped", database=name)
 
     def answer(self, retry: Callable[[float | None], Any] | None = None) -> Any:
         """What the caller gets. Raises what it met."""

@@ -498,7 +498,7 @@ class NetworkCore:
         table = self.tables.get(database)
         if table is None:
             session.grants.pop(database, None)
-            raise NoSuchDatabase(f"there is no database number {database}", database=database)
+            raise NoSuchDatabase(f"database number {database} was dropped", database=database)
         if granted is None:
             raise AuthError(f"database number {database} is not selected on this connection")
         return table, granted[1]

@@ -227,6 +227,16 @@ def test_a_database_that_is_refused_refuses_what_waits_for_it(shell: Shell) -> N
     assert isinstance(watch.error, NoSuchDatabase)
 
 
+def test_a_database_that_was_dropped_is_told_by_its_name(shell: Shell, grant: Grant) -> None:
+    request = shell.begin(get(grant))
+    [message] = shell.sent()
+    dropped = NoSuchDatabase(f"database number {grant.number} was dropped", database=grant.number)
+    shell.refuse(message, dropped)
+    with pytest.raises(NoSuchDatabase, match="database 'shop' was dropped") as caught:
+        request.answer()
+    assert caught.value.fields == {"database": "shop"}
+
+
 def test_a_selection_that_was_taken_away_is_made_again(shell: Shell, grant: Grant) -> None:
     request = shell.begin(get(grant))
     [message] = shell.sent()
