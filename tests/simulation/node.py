@@ -170,6 +170,11 @@ class Node:
         self.kill("wiped")
         self.disk = Disk(self, self.world.rng.randrange(2**32))
 
+    def set_back(self, copy: SimDisk) -> None:
+        """As kill, and it comes back with an earlier copy of its data directory."""
+        self.kill("set back")
+        self.disk = Disk.after(self, copy.kill())
+
     def stall(self, ns: int, name: str | None = None) -> None:
         """SIGSTOP: the node, or one process of it, does nothing for a while."""
         until = self.world.now + ns

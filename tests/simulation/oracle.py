@@ -16,6 +16,7 @@ from nun.core import record
 from nun.core.clock import TICK
 from nun.core.proposals.outbox import decode_item
 from nun.position import NOTHING, Epoch, Position
+from storage.copying import was_taken
 from storage.oplog import LogReader
 from tests.simulation.process import Failed
 
@@ -98,6 +99,15 @@ class Disk:
     log: dict[int, Position] = field(default_factory=dict)
     last: int = 0
     announced: int = 0  # durable up to here, its writer said
+
+
+@dataclass
+class Saved:
+    """What a copy of a data directory holds, as far as the oracle knows; by itself that of an empty one."""
+
+    disk: Disk = field(default_factory=Disk)
+    holds: set[Position] = field(default_factory=set)
+    tentative: set[int] = field(default_factory=set)
 
 
 class Oracle:
@@ -210,10 +220,11 @@ class Oracle:
         reader = LogReader(node.disk)
         last = writer.oplog.last
         if last is None:
-            if disk.announced:
+            # As below; the copy was made of a node that had nothing settled.
+            if disk.announced and not (self.forced and was_taken(node.disk)):
                 raise Failed(f"P2: {node.name} had {disk.announced} entries durable and has none")
             disk.log.clear()
-            disk.last = 0
+            disk.last = disk.announced = 0
             return
         if self.forced and not reader.first_seq():
             # The copy that took the place of it all may be of a node that had less and was made primary by force.
@@ -249,14 +260,24 @@ class Oracle:
         self.durable[name].update(found)
         self.holds[name].update(found)
 
-    def wiped(self, name: str) -> None:
-        """A node, which is down, has an empty data directory: what only that one had is lost lawfully (P1)."""
+    def saved(self, name: str) -> Saved:
+        """What a copy of a node's data directory holds that is made now."""
+        disk = self.disks[name]
+        return Saved(
+            Disk(dict(disk.log), disk.last, disk.announced),
+            set(self.holds[name]),
+            set(self.tentative.get(name, ())),
+        )
+
+    def replaced(self, name: str, saved: Saved) -> None:
+        """A node, which is down, has another data directory: what only the old one had is lost lawfully (P1)."""
         others = set().union(*(held for other, held in self.holds.items() if other != name))
-        for position in self.holds[name] - others:
+        for position in self.holds[name] - others - saved.holds:
             self.excused |= {change.op_id for change in self.decoded.get(position, ())}
-        self.excused |= self.tentative.pop(name, set())
-        self.holds[name] = set()
-        self.disks[name] = Disk()
+        self.excused |= self.tentative.get(name, set()) - saved.tentative
+        self.tentative[name] = saved.tentative
+        self.holds[name] = saved.holds
+        self.disks[name] = saved.disk
 
     def _given(self, name: str, position: Position, frame: bytes, before: Position) -> None:
         if before.seq == position.seq - 1 and self.before.setdefault(position, before) != before:

@@ -13,6 +13,7 @@ from nun.client import operations as ops
 from nun.client.values import TEXT
 from nun.core.replication.echoes import topics_of
 from tests.simulation.client import Client, with_level
+from tests.simulation.oracle import Saved
 from tests.simulation.process import installed
 from tests.simulation.simulation import Simulation
 
@@ -163,7 +164,7 @@ def test_a_node_with_an_empty_directory_makes_no_majority_before_it_has_what_it_
     story.put(story.at("node1"), "k", "1", m.ACK_MAJORITY)
     node = story.nodes["node2"]
     node.wipe()
-    story.oracle.wiped("node2")
+    story.oracle.replaced("node2", Saved())
     story.wires.hushed = {("node1", "node2")}
     node.start()
     story.until(lambda: node.replicator and node.replicator.core.number == 4, "it joins")
