@@ -15,7 +15,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
@@ -111,16 +111,24 @@ class Network:
             self.begin(message, loaded, held, seconds, {})
             return
         self.log.info("hashes_tokens", tokens=len(clear))
-        self.secrets.submit(
-            self.hash_all, clear, partial(self.begin, message, loaded, held, seconds)
-        )
+        self.hash_all(clear, partial(self.begin, message, loaded, held, seconds))
 
     def hash_all(self, clear: Secrets, go_on: Callable[[Secrets], None]) -> None:
-        """In a thread: hashes what NunDB kept in the clear, before anybody is served."""
-        with ThreadPoolExecutor(thread_name_prefix="scrypt") as threads:
-            texts = threads.map(hash_secret, clear.values())
-            hashes = {key: text.encode() for key, text in zip(clear, texts, strict=True)}
-        self.loop.call_soon_threadsafe(lambda: go_on(hashes))
+        """Hashes what NunDB kept in the clear, before anybody is served."""
+        threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scrypt")
+        hashes: dict[tuple[int, bytes], bytes] = {}
+
+        def hashed(place: tuple[int, bytes], future: Future[str]) -> None:
+            hashes[place] = future.result().encode()
+            if len(hashes) == len(clear):
+                go_on(hashes)
+
+        def tell(place: tuple[int, bytes], future: Future[str]) -> None:
+            self.loop.call_soon_threadsafe(partial(hashed, place, future))
+
+        for place, secret in clear.items():
+            threads.submit(hash_secret, secret).add_done_callback(partial(tell, place))
+        threads.shutdown(wait=False)
 
     def begin(
         self, message: list[Any], loaded: Loaded, held: Held, seconds: float, hashes: Secrets

@@ -564,4 +564,28 @@ BUGS: tuple[Bug, ...] = (
         "        pending = core.stream.add((fx.NOTICE, write.client_id, write.op_id, notice))\n",
         _STORIES,
     ),
+    Bug(
+        "snapshot-before-the-first-entry",
+        "a snapshot of NunDB's files may be taken before what becomes of their tokens is decided",
+        "storage/snapshot.py",
+        "            if store.fresh is not None and not up_to_seq:\n",
+        "            if store.fresh is not None and not self:\n",
+        ("tests/unit/storage/test_nundb.py", "-k", "first_entry"),
+    ),
+    Bug(
+        "log-alone-for-others",
+        "a replica of a node that began on NunDB's files is given the log alone",
+        "actors/keeping.py",
+        "2 if writer.snapshots.from_nundb else 0",
+        "0",
+        ("tests/simulation/test_nundb.py",),
+    ),
+    Bug(
+        "resolve-records-kept",
+        "a write that waited in NunDB is opened, and its record stays as well",
+        "nun/core/newcomers.py",
+        "                waiting.setdefault(found.key, []).append(found)\n                gone.append(place)\n",
+        "                waiting.setdefault(found.key, []).append(found)\n",
+        ("tests/unit/core/test_newcomers.py",),
+    ),
 )
