@@ -8,7 +8,8 @@ Loaded are its records as they stand (storage/nundb.py). The first entry of all 
                                     anything else         ->  stays a key that can be read, and is told
 
 I1  Nothing is decided before it: whoever reads, and any snapshot, finds it done. So no file of ours holds a token.
-I2  A write that waits is never lost: where its record cannot be taken apart, the record stays as it is.
+I2  The log says which databases there were, though not what was in them: once they are dropped, it is all there is.
+I3  A write that waits is never lost: where its record cannot be taken apart, the record stays as it is.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Newcomers:
         core = self._core
         if not core.tables:
             return
+        for info in list(core.state.databases.values()):
+            self._stream.add((fx.DATABASE, info.number, info.name, info.options))
         for (database, key), hashed in self.hashes.items():
             core.admin.put(database, key, hashed)
         for database, table in core.tables.items():

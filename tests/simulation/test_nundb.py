@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nun.client import operations as ops
 from nun.core import record
 from nun.core.conflicts.ledger import head_of
 from storage.oplog import LogReader
@@ -80,3 +81,23 @@ def test_all_of_it_arrives_everywhere_whoever_dies_meanwhile(seed: int) -> None:
     for node in made.nodes.values():
         ours = [name for name in node.disk.names() if name.endswith(".side")]
         assert len(ours) in (0, 3, 4)
+
+
+def test_a_node_that_joins_when_nothing_of_it_is_left_gets_no_log_that_speaks_of_it() -> None:
+    made = Moving(seed=1)
+    with installed(made.world):
+        made.form()
+        client = made.client("node1")
+        for name in ("latest", "plain", "shop"):
+            assert made.ask(client, ops.drop_database(name))[0] == "done"
+        assert made.ask(client, ops.snapshot(None, False))[0] == "done"
+        made.until(made.converged, "all nodes hold the same", 60)
+        made.nodes["node1"].kill("to begin on its files and its log")
+        made.nodes["node1"].start()
+        made.nodes["node3"].wipe()
+        made.oracle.wiped("node3")
+        made.nodes["node3"].start()
+        made.until(made.converged, "all nodes hold the same", 60)
+        first, *others = made.tables()
+        assert sorted(first) == ["d"]
+        assert all(other == first for other in others)

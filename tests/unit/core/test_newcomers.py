@@ -50,6 +50,8 @@ class Start:
         out = self.core.take_output()
         assert out.publish is not None
         self.position, effects = fx.decode_entry(out.publish)
+        self.state_of_log = NodeState()
+        self.state_of_log.apply(self.position, effects)
         for change in fx.record_changes(effects):
             for key, packed in zip(change.keys, change.records, strict=True):
                 if packed is None:
@@ -102,6 +104,13 @@ def test_all_of_it_is_in_the_first_entry_and_replays_to_the_same() -> None:
     assert b"$conflicts_k_5" not in start.records
     assert start.told == {"databases": 1, "tokens_hashed": 2, "conflicts": 2}
     assert sum(head_of(packed) is not None for packed in start.records.values()) == 2
+
+
+def test_the_log_says_which_databases_there_were() -> None:
+    """A node that is given the log alone, once they are dropped, must not give their numbers again."""
+    start = Start({"k": (1, "v")})
+    assert start.state_of_log.dump() == start.core.state.dump()
+    assert (start.state_of_log.next_database, start.state_of_log.databases[1].name) == (2, "shop")
 
 
 def test_where_old_ends_is_known_from_what_the_key_holds() -> None:
