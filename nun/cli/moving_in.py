@@ -28,6 +28,7 @@ from nun.cli.settings import Settings
 from nun.core.record import UNKNOWN_BASE
 from nun.core.requests.access import EVERYONE, PERMISSION_PREFIX, USER_PREFIX, normalise_permissions
 from nun.errors import (
+    BadRequest,
     BatchError,
     ConflictPending,
     ConnectionLost,
@@ -35,6 +36,7 @@ from nun.errors import (
     NunError,
     Overloaded,
     RequestError,
+    TooLarge,
     UnknownOutcome,
     VersionConflict,
 )
@@ -42,6 +44,7 @@ from nun.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 _SHOWN_MAX: Final = 20  # of keys that are told one by one, on a terminal
 _PAUSE_S: Final = 0.2
+_REFUSALS: Final = (BadRequest, TooLarge)  # names and tokens that cannot be here
 
 
 class CannotBeginError(NunError):
@@ -157,7 +160,12 @@ class _Mover:
         if options is None:
             token = source.token or self._settings.token
             create = partial(self._client.create_database, source.name, token, source.strategy)
-            await self.outlast(create, DatabaseExists)
+            try:
+                await self.outlast(create, DatabaseExists)
+            except _REFUSALS as error:
+                report.created = False
+                report.differ.append(f"all of it is left out: {error}")
+                return report
         elif strategy != source.strategy:
             report.differ.append(f"its strategy is {strategy} here, and was {source.strategy}")
         database = self._client.database(source.name)
@@ -172,17 +180,21 @@ class _Mover:
 
     async def _users(self, source: Source, database: Any, report: Report) -> None:
         there = set(await self.outlast(partial(database.keys, USER_PREFIX + b"*")))
-        client = self._client
+        client, left = self._client, set()
         for user, token in source.users.items():
-            if USER_PREFIX + user not in there:
-                await self.outlast(partial(client.create_user, source.name, user, token))
-            report.users += 1
+            try:
+                if USER_PREFIX + user not in there:
+                    await self.outlast(partial(client.create_user, source.name, user, token))
+                report.users += 1
+            except _REFUSALS as error:
+                left.add(user)
+                report.differ.append(f"user {on_one_line(user)!r} is left out: {error}")
         for user, text in source.permissions.items():
             wanted = permissions_here(text)
             place = PERMISSION_PREFIX + user
             held = await self.outlast(partial(database.get, place))
             name = on_one_line(user)
-            if held is None and wanted:
+            if held is None and wanted and user not in left:
                 await self.outlast(partial(client.set_permissions, source.name, user, wanted))
             elif held is None and user == EVERYONE:
                 report.differ.append(

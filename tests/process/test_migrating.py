@@ -274,16 +274,28 @@ def test_what_does_not_fit_into_an_import_is_named(
         "$$permission_$all": (0, "rw "),
         "$$permission_$bob": (0, "q x,y"),
         "$$other": (3, "for administrators"),
+        "$$user_empty": (0, ""),
+        "$$user_two words": (0, "t"),
+        "$$permission_$two words": (0, "r x"),
     }
-    folder = files.write(tmp_path / "nundb", {"odd": files.Database(records, files.NEWER)})
+    spaced = files.Database({"$$token": (0, "t"), "k": (1, "v")})
+    folder = files.write(
+        tmp_path / "nundb", {"odd": files.Database(records, files.NEWER), "sp ace": spaced}
+    )
     status, _, err = run("import", "--from-nundb", folder)
     assert (status, "'odd' has no token in these files: give it one with -t" in err) == (1, True)
     status, out, _ = run("import", "--from-nundb", folder, "-t", "new", "--json")
-    [told] = json.loads(out)["databases"]
+    told, refused = json.loads(out)["databases"]
+    assert (refused["created"], refused["stored"], len(refused["differ"])) == (False, 0, 1)
+    assert (
+        "all of it is left out: the name of a database has no white space" in refused["differ"][0]
+    )
     assert (status, told["keys"], told["stored"], told["conflicts"]) == (1, 4, 2, 0)
     for text in (
         "key '' of 0 bytes is left out: expected 1 to 4096",
         "of 5000 bytes is left out",
+        "user 'empty' is left out: a token is a text of 1 to 1024 bytes",
+        "user 'two words' is left out: the name of a user has no white space",
         "k: 'v2' waited for an arbiter, and strategy newer keeps nothing; left out",
         "who has the token alone might do nothing there, and may do all here",
     ):
