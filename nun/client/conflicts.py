@@ -247,12 +247,17 @@ def place_of(key: Text, op_id: int) -> bytes:
 
 
 def claim(grant: Grant, arbiter: bytes, patience_ms: int, lease_ms: int) -> Request:
-    """One key in conflict, or None after the patience."""
+    """One key in conflict, or None after the patience; with a lease of 0 None, and the arbiter counts as there."""
     return Request(CLAIM, grant, (arbiter, patience_ms, lease_ms), _as_it_is)
 
 
 def release(grant: Grant, arbiter: bytes, offer: Offer) -> Request:
     return Request(RELEASE, grant, (arbiter, offer.key, offer.attempt), nothing)
+
+
+def leave(grant: Grant, arbiter: bytes) -> Request:
+    """All claims of an arbiter, which asks no more."""
+    return Request(RELEASE, grant, (arbiter, b"", 0), nothing)
 
 
 def resolve(

@@ -485,6 +485,8 @@ class NetworkCore:
             user = session.grants[message[4]][0]
         if message[0] == m.CLAIM:
             self.arbitration.came(session, message)
+        elif message[0] == m.RELEASE:
+            self.arbitration.went(session, message)
         self.metrics.requests[message[0]] += 1
         self.forwarding.forward(session, message, user)
 

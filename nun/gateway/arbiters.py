@@ -4,6 +4,9 @@ The ledger of a database is watched as long as an arbiter is connected; what is 
 a key whose queue is long they get one entry after the other, each with what the key holds by then: NunDB sends all at
 once, with the names of records in the place of values, for which its client waits in a way that fails.
 
+As long as there is one it is known to the whole cluster, as nun's own arbiters are (`no_arbiter = "reject"` asks for
+that); a gateway claims no keys.
+
 A resolution closes the one entry that it names, which must be the oldest of its key. It goes to the node like any
 write, so rights, order and durability are the node's.
 """
@@ -11,6 +14,8 @@ write, so rights, order and durability are the node's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nun.client import conflicts as ledger
 from nun.core.conflicts.ledger import OPEN
 from nun.core.conflicts.ledger_keys import entry_key, hidden_bytes, key_and_op_id
-from nun.errors import ClaimLost
+from nun.errors import ClaimLost, NunError
 from nun.gateway import language
 from nun.gateway.language import CONFLICTS, DONE, Reply, failed
 from nun.gateway.watching import Feed, read
@@ -32,6 +37,11 @@ if TYPE_CHECKING:
 _TRIES: Final = 20
 _PAUSE_S: Final = 0.05  # a replica shows what the primary has decided a moment later
 _PAGE: Final = 1_000
+_PRESENT_MS: Final = 10_000  # how long one request says that somebody is there
+_PRESENT_AGAIN_S: Final = 0.5
+_PRESENT_PATIENCE_S: Final = (
+    2.0  # for the primary to know of an arbiter, before it is told that it is one
+)
 
 
 class _Desk:
@@ -43,6 +53,9 @@ class _Desk:
         self.open: dict[int, dict[str, Any]] = {}  # op id -> entry
         self.shown: dict[int, int] = {}  # op id -> op id of the record that arbiters saw with it
         self.joining = 0
+        self.name = secrets.token_bytes(8)  # what the primary knows it by
+        self.present = asyncio.Event()  # the primary knows, or cannot be asked
+        self.over = False
         self.closed: set[int] = (
             set()
         )  # while somebody joins: what a page read before may still call open
@@ -65,9 +78,13 @@ class Arbiters:
         if desk is None:
             desk = self._desks[selected] = _Desk(selected)
             self._background(self._serve(desk))
+            self._background(self._be_present(desk))
         desk.joining += 1
         try:
             await desk.feed.begun()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PRESENT_PATIENCE_S):
+                    await desk.present.wait()
             for entry in await self._open(selected, None):
                 if entry["op_id"] not in desk.closed:
                     desk.open.setdefault(entry["op_id"], entry)
@@ -93,6 +110,7 @@ class Arbiters:
         if not in_use and self._desks.get(desk.selected) is desk:
             del self._desks[desk.selected]
             self._background(desk.feed.close())
+            self._background(self._leave(desk))
 
     async def _serve(self, desk: _Desk) -> None:
         try:
@@ -100,6 +118,25 @@ class Arbiters:
         finally:
             if self._desks.get(desk.selected) is desk:
                 del self._desks[desk.selected]
+                self._background(self._leave(desk))
+
+    async def _be_present(self, desk: _Desk) -> None:
+        """Has the primary count a desk as an arbiter, until it is over."""
+        selected, patience_ms = desk.selected, 0
+        while not desk.over:
+            request = ledger.claim(selected.grant, desk.name, patience_ms, 0)
+            try:
+                await selected.client._run(request, patience_ms / 1_000 + selected.client._timeout)
+                patience_ms = _PRESENT_MS
+            except NunError:
+                await asyncio.sleep(_PRESENT_AGAIN_S)
+            desk.present.set()
+
+    async def _leave(self, desk: _Desk) -> None:
+        """Nobody is there any more; what waits to say otherwise is answered."""
+        desk.over = True
+        with contextlib.suppress(NunError):
+            await desk.selected.client._run(ledger.leave(desk.selected.grant, desk.name))
 
     async def _heard(self, desk: _Desk, event: Event) -> None:
         if event.kind == "compacted":  # what is open is told anew

@@ -120,6 +120,30 @@ def test_conflicts_read_as_nundbs_and_are_resolved(served: Served) -> None:
         assert arbiter.say(f"get {first}", 2) == ["value resolved all\n", "ok \n"]
 
 
+def test_who_arbitrates_here_is_an_arbiter_for_databases_that_want_one(served: Served) -> None:
+    """`no_arbiter = "reject"`: while one is connected, over whatever transport, conflicts are kept."""
+    with nun.Client(served.address, "nun", "nun-pwd") as client:
+        client.create_database("picky", token="t", strategy="arbiter", no_arbiter="reject")
+        refused = "An conflitct happend and there is no arbiter client not connected"
+        stale = "use-db picky t;set-safe k 0 stale"
+        assert served.post("use-db picky t;set-safe k 1 v") == "empty;empty"
+        assert served.post(stale) == f"empty;{refused}"
+        assert served.post("use-db picky t;arbiter;set-safe k 0 stale").startswith(
+            "empty;empty;$$conflitct unresolved $conflicts_k_"
+        )
+        with served.line() as first, served.line() as second:
+            for line in (first, second):
+                line.say("use-db picky t")
+                place, ok = line.say("arbiter", 2)
+                assert ok == "ok \n"
+            op_id = place.split()[1]
+            assert first.say(f"resolve {op_id} picky k 2 both") == ["ok \n"]
+            first.say("set-safe other 1 v")
+        with nun.Client(served.address, "nun", "nun-pwd") as other:
+            wait_until(lambda: not other.status()["conflicts"]["arbiters"], "arbiters to be gone")
+        assert served.post("use-db picky t;set-safe other 0 stale") == f"empty;{refused}"
+
+
 def test_operators_are_told_the_state(served: Served) -> None:
     assert served.admin("cluster-state") == "cluster-state  node1(self):Primary ,\n"
     assert "arb : arbiter" in served.admin("debug list-dbs")

@@ -13,7 +13,7 @@ import pytest
 
 from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX, MIB
 from tests.support.fuzzing_text import frame
-from tests.support.gateway import Line, Served
+from tests.support.gateway import Line, Served, upgraded
 from tests.support.node import wait_until
 
 pytestmark = pytest.mark.process
@@ -137,19 +137,6 @@ def test_a_line_that_is_no_text_is_refused_in_its_turn(served: Served) -> None:
         told = [line.reader.readline() for _ in range(6)]
     refusal = b"error a command is text in UTF-8 \n"
     assert told == [b"ok \n", b"value b\n", b"ok \n", refusal, b"value b\n", b"ok \n"]
-
-
-def upgraded(port: int) -> socket.socket:
-    """A WebSocket, shaken hands with."""
-    raw = socket.create_connection(("127.0.0.1", port), timeout=20)
-    raw.sendall(
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += raw.recv(1)
-    return raw
 
 
 def to_the_end(raw: socket.socket) -> bytes:

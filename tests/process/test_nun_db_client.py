@@ -18,7 +18,8 @@ from aiohttp import web
 import nun
 from tests.support.browser import PNG, Browser, chromium
 from tests.support.cluster import Cluster
-from tests.support.gateway import Served, post
+from tests.support.fuzzing_text import frame
+from tests.support.gateway import Served, post, serves, upgraded
 from tests.support.node import free_port, wait_until
 
 pytestmark = pytest.mark.process
@@ -67,7 +68,7 @@ def test_it_works_on_three_nodes(tmp_path: Path, npm: Path) -> None:
     }
     with Cluster(tmp_path, each=each) as cluster:
         cluster.wait_role(1, "replica")
-        wait_until(lambda: post(ports[1][0], "auth nun nun-pwd") == "valid auth\n", "a gateway")
+        wait_until(lambda: all(serves(http) for http, _ in ports), "the gateways")
         assert "create-db success" in post(ports[1][0], "auth nun nun-pwd;" + PREPARE)
         told = post(ports[1][0], "auth nun nun-pwd;cluster-state").partition(";")[2]
         assert "node1(Connected):Primary, node2(self):Secoundary , node3" in told
@@ -80,10 +81,29 @@ def test_it_works_on_three_nodes(tmp_path: Path, npm: Path) -> None:
         first, second = (one.rpartition(" ")[2] for one in told.split(";")[1:])
         cluster.wait_decided()
         cluster.wait_same()
+        arbitrated_from_afar(cluster, ports[0][0], ports[2][1])
         for http, _ in ports:
             told = post(http, f"use-db merged arb-pwd;get {first};get {second}")
             assert "merged 2 name v1 v2\n" in told
             assert f"name {first} v3\n" in told
+
+
+def arbitrated_from_afar(cluster: Cluster, http: int, websocket: int) -> None:
+    """An arbiter at a replica's gateway is one for a database that wants one, at the primary."""
+    with cluster.client(0) as client:
+        client.create_database("picky", "t", strategy="arbiter", no_arbiter="reject", ack="all")
+    post(http, "use-db picky t;set-safe k 1 v")
+    told = post(http, "use-db picky t;set-safe k 0 stale")
+    assert told == "empty;An conflitct happend and there is no arbiter client not connected"
+    with upgraded(websocket) as raw:
+        raw.sendall(frame(1, b"use-db picky t;arbiter"))
+        told_there = b""
+        while told_there.count(b"ok \n") < 2:
+            told_there += raw.recv(1_000)
+        told = post(http, "use-db picky t;set-safe k 0 stale")
+        assert told.startswith("empty;$$conflitct unresolved $conflicts_k_")
+        while b"resolve " not in told_there:
+            told_there += raw.recv(1_000)
 
 
 def drive(npm: Path, writes: int, *ports: int) -> None:

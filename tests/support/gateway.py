@@ -1,4 +1,4 @@
-"""A node with a gateway, and what speaks to it by hand: `post` for HTTP, `Line` for TCP."""
+"""A node with a gateway, and what speaks to it by hand: `post` for HTTP, `Line` for TCP, `upgraded` for WebSocket."""
 
 from __future__ import annotations
 
@@ -18,6 +18,27 @@ def post(port: int, body: str | bytes) -> str:
         return text
 
 
+def serves(port: int) -> bool:
+    """Whether a gateway is there over HTTP, and its node too."""
+    try:
+        return post(port, "auth nun nun-pwd") == "valid auth\n"
+    except OSError:
+        return False
+
+
+def upgraded(port: int) -> socket.socket:
+    """A WebSocket, shaken hands with."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+    raw.sendall(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += raw.recv(1)
+    return raw
+
+
 class Served(Node):
     """A node with a gateway."""
 
@@ -29,13 +50,7 @@ class Served(Node):
         super().__init__(directory, tables)
 
     def wait_served(self) -> None:
-        wait_until(self._answers, "the gateway")
-
-    def _answers(self) -> bool:
-        try:
-            return self.post("auth nun nun-pwd") == "valid auth\n"
-        except OSError:
-            return False
+        wait_until(lambda: serves(self.ports["http"]), "the gateway")
 
     def post(self, body: str | bytes) -> str:
         return post(self.ports["http"], body)

@@ -1,6 +1,7 @@
 """Requests of arbiters, and the talk with the conflict manager.
 
-    CLAIM       an arbiter asks for a key in conflict; answered when there is one, or with nil after its patience
+    CLAIM       an arbiter asks for a key in conflict; answered when there is one, or with nil after its patience; with
+                a lease of 0 it wants none, and only says that it is there
     RESOLVE     closes the entries that it names; with an attempt only while that claim lasts
     RELEASE     gives a claim back
     CONFLICTS   a page of the ledger
@@ -133,6 +134,12 @@ class Arbitration:
             known = self._arbiters.setdefault(session.client_id, {})
             known[arbiter] = (database, session.grants[database][0])
 
+    def went(self, session: Session, message: list[Any]) -> None:
+        """An arbiter that asked at this node leaves."""
+        arbiter, key = message[5], message[6]
+        if type(arbiter) is bytes and not key:
+            self._arbiters.get(session.client_id, {}).pop(arbiter, None)
+
     def session_ended(self, session: Session) -> None:
         """A client has left: its arbiters have too, and the primary is told at once."""
         core = self._core
@@ -229,8 +236,8 @@ class Arbitration:
         if type(patience_ms) is not int or type(lease_ms) is not int:
             raise BadRequest("patience and lease are milliseconds")
         check_patience(patience_ms)
-        if not 0 < lease_ms <= LEASE_MS_MAX:
-            raise BadRequest(f"a lease is 1 to {LEASE_MS_MAX} milliseconds, found {lease_ms}")
+        if not 0 <= lease_ms <= LEASE_MS_MAX:
+            raise BadRequest(f"a lease is 0 to {LEASE_MS_MAX} milliseconds, found {lease_ms}")
         attempt = self._core.stream.clock.reserve(self._core.unix_ms)
         if not session.virtual:
             self.came(session, message)
@@ -241,6 +248,7 @@ class Arbitration:
         self._core.grant(session, database)
         if type(arbiter) is not bytes or type(key) is not bytes or type(attempt) is not int:
             raise BadRequest("a claim is given back by arbiter, key and attempt")
+        self.went(session, message)
         told: tuple[Any, ...] = (m.CLAIM_RELEASED, arbiter, database, key, attempt)
         self._core.out.to_manager.append(told if key else (m.ARBITER_GONE, arbiter))
         self._core.reply(session, number, None)

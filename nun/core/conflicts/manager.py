@@ -133,8 +133,8 @@ class ConflictManagerCore:
                 claim = self._claims.get((database, key))
                 good = claim is not None and claim.attempt == attempt
                 self.out.append((m.CLAIM_IS, ticket, good))
-        self._offer()
         self._tell_presence()
+        self._offer()
 
     def ticked(self, now_ns: int, unix_ms: int) -> None:
         """Time has passed: leases, patience and deadlines."""
@@ -144,8 +144,7 @@ class ConflictManagerCore:
                 self._wait_again(key)
         for ticket, asking in list(self._asking.items()):
             if asking.until_ns <= now_ns:
-                del self._asking[ticket]
-                self.out.append((m.OFFER, ticket, asking.database, None, 0))
+                self._nothing(ticket)
         while self._deadlines and self._deadlines[0][0] <= unix_ms:
             deadline, key = heapq.heappop(self._deadlines)
             if self._deadline_of.get(key) == deadline:
@@ -212,11 +211,20 @@ class ConflictManagerCore:
             for key in sorted(arbiter.claims):
                 self._wait_again(key)
         for ticket in [ticket for ticket, one in self._asking.items() if one.arbiter == name]:
-            del self._asking[ticket]
+            self._nothing(ticket)
+
+    def _nothing(self, ticket: int) -> None:
+        """There is nothing for one who asks, or it has left."""
+        asking = self._asking.pop(ticket)
+        self.out.append((m.OFFER, ticket, asking.database, None, 0))
 
     def _offer(self) -> None:
         """Gives what waits to those who ask, in order."""
         for ticket, asking in list(self._asking.items()):
+            if not asking.lease_ns:  # it asks for nothing, and says that it is there
+                if asking.until_ns <= self.now_ns:
+                    self._nothing(ticket)
+                continue
             waiting = self._waiting.get(asking.database)
             if not waiting:
                 continue

@@ -136,6 +136,42 @@ def test_a_node_that_was_started_anew_has_the_same_queue() -> None:
     assert [entry[2] for entry in offer[5]][:2] == [b"second", b"third"]
 
 
+# Presence
+
+
+def test_who_asks_for_nothing_is_there_and_gets_nothing() -> None:
+    driver = made(no_arbiter="reject")
+    client, arbiter = driver.client(), driver.client()
+    put(client, "k", "1")
+    waiting = claim(arbiter, b"a1", lease_ms=0)
+    assert put(client, "k", "2", 99).status == ConflictPending.code
+    assert arbiter.reply_to(waiting) is None, "it is not offered what waits"
+    assert claimed(driver.client(), b"a2") is not None, "others are"
+    driver.tick(6)
+    reply = arbiter.reply_to(waiting)
+    assert reply is not None
+    assert reply.value() is None
+
+
+def test_an_arbiter_that_leaves_while_it_asks_is_answered_and_forgotten() -> None:
+    driver = made(no_arbiter="reject")
+    client, arbiter = driver.client(), driver.client()
+    put(client, "k", "1")
+    waiting = claim(arbiter, b"a1", lease_ms=0)
+    arbiter.write(m.RELEASE, 1, b"a1", b"", 0).value()
+    reply = arbiter.reply_to(waiting)
+    assert reply is not None
+    assert reply.value() is None
+    assert put(client, "k", "2", 99).status == VersionConflict.code
+    claim(arbiter, b"a2")
+    arbiter.request(m.BYE)
+    driver.sync()
+    assert put(client, "k", "2", 99).status == VersionConflict.code
+    arbitration = driver.core.arbitration
+    assert (arbitration._waiting, arbitration._asked) == ({}, {})
+    assert not any(arbitration._arbiters.values())
+
+
 # No arbiter, expiry
 
 
@@ -270,7 +306,7 @@ def test_every_request_of_arbiters_has_a_name_and_a_length() -> None:
     [
         (m.CLAIM, (1, b"", 5, 5)),
         (m.CLAIM, (1, b"a", -1, 5)),
-        (m.CLAIM, (1, b"a", 5, 0)),
+        (m.CLAIM, (1, b"a", 5, -1)),
         (m.CLAIM, (1, b"a", 5, None)),
         (m.RESOLVE, (1, "k", m.GET, "v", 1, [1], 0)),
         (m.RESOLVE, (1, "k", m.SET, None, 1, [1], 0)),

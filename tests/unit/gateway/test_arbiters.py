@@ -86,6 +86,7 @@ class Scene:
         self.selected = Selected(cast(Any, self.node), Grant("shop", None, "t"), b"shop", False)
         self.arbiters = Arbiters(self.background)
         self.desk = _Desk(self.selected)
+        self.desk.present.set()
         self.arbiters._desks[self.selected] = self.desk
         self.hearer = Hearer()
         self.desk.feed.hearers[cast(Any, self.hearer)] = None
