@@ -81,6 +81,13 @@ def test_it_works_on_three_nodes(tmp_path: Path, npm: Path) -> None:
         first, second = (one.rpartition(" ")[2] for one in told.split(";")[1:])
         cluster.wait_decided()
         cluster.wait_same()
+        told = post(ports[2][0], "use-db sample sample-pwd;set-safe gap 9 v;get-safe gap")
+        assert told == "empty;empty;value-version 10 v\n"
+        cluster.wait_decided()
+        cluster.wait_same()
+        for http, _ in ports:
+            told = post(http, "use-db sample sample-pwd;get-safe gap")
+            assert told == "empty;value-version 10 v\n", "the version that its writer was told"
         arbitrated_from_afar(cluster, ports[0][0], ports[2][1])
         for http, _ in ports:
             told = post(http, f"use-db merged arb-pwd;get {first};get {second}")

@@ -2,7 +2,8 @@
 
 Such a write is judged by the op id of the record that it was made on, whatever its client had said: a week-old plain
 set must not erase what it never saw. It keeps its op id, and is never merely refused: what cannot be accepted any more
-becomes an entry of the ledger, with its value, and its writer is told.
+becomes an entry of the ledger, with its value, and its writer is told. Where that record still holds it keeps the
+version that its writer was told, for that may come back as a condition.
 
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
@@ -212,12 +213,11 @@ class Items:
         self, item: Item, database: int, operation: Operation, old: bytes, value: Any
     ) -> int:
         core = self._core
+        version = max(record.version_of(old) + 1, operation.version)
         if core.conflicts.signs(database):
-            version = record.version_of(old) + 1
             core.conflicts.accept(write_of(item, operation, database), version, value)
             return version
         key, op_id = operation.key, operation.op_id
-        version = record.version_of(old) + 1
         replaced = record.op_id_of(old)
         if operation.kind == m.REMOVE:
             new = record.tombstone(version, op_id)

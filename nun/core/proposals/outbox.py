@@ -3,7 +3,7 @@
 An item is one request as msgpack
 
     [client id, request number, floor, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, bound,
-     since]
+     since, versions]
 
 kind: of the request (SET, REMOVE, INCREMENT, SET_MANY, BATCH, CREATE_DATABASE); for each operation: its kind, key,
 value or delta, `base` (the op id of the record that it replaced where it was taken, 0 where the key was absent) and op
@@ -11,6 +11,9 @@ id. `at` is the Unix time in milliseconds when it was stamped, less the origin's
 that may be wrong. A resolution (RESOLVE) has one operation; `op ids` then has those of the entries that it closes after
 its own, and its base is the op id of the record that was shown.
 `since` is a position: of the history up to there the node that made the item knew that it had not decided the request.
+
+`versions` has, by the index of an operation, the version that it made where it was taken, if that is known and may be
+more than one above the version that it replaced; it is left out where it is empty.
 
 An operation of kind GET stands for one of a batch that changed nothing: its argument is the answer it got.
 The last operation of a CREATE_DATABASE is of that kind too: it has no key, and the options as its argument.
@@ -32,6 +35,7 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK, unix_ms_of
 from nun.errors import WireError
+from nun.limits import VERSION_MAX
 from nun.position import Position
 
 _CHANGES: Final = (
@@ -56,6 +60,7 @@ class Operation(NamedTuple):
     argument: Any
     base: int
     op_id: int
+    version: int = 0  # that it made; 0: one above that of its base, as far as is known
 
 
 class Item(NamedTuple):
@@ -81,8 +86,9 @@ class Item(NamedTuple):
 
 def encode_item(item: Item) -> bytes:
     """The bytes of an item."""
-    columns = [list(column) for column in zip(*item.operations, strict=True)] or [[]] * 5
-    kinds, keys, arguments, bases, op_ids = columns
+    columns = [list(column) for column in zip(*item.operations, strict=True)] or [[]] * 6
+    kinds, keys, arguments, bases, op_ids, made = columns
+    versions = {index: version for index, version in enumerate(made) if version}
     return pack(
         (
             item.client_id,
@@ -99,6 +105,7 @@ def encode_item(item: Item) -> bytes:
             item.at_ms,
             item.bound_ms,
             item.since,
+            *([versions] if versions else ()),
         )
     )
 
@@ -109,12 +116,14 @@ def decode_item(data: bytes) -> Item:
         case [
             bytes() as client_id, int() as number, int() as floor, bytes() as database, int() as kind, bool() as atomic,
             bytes() as kinds, list() as keys, list() as arguments, list() as bases, list() as op_ids, int() as at_ms,
-            int() as bound_ms, [int(), int(), int(), int()] as since,
+            int() as bound_ms, [int(), int(), int(), int()] as since, *more,
         ] if len(kinds) == len(keys) == len(arguments) == len(bases) and (
             len(op_ids) == len(kinds) or (kind == m.RESOLVE and len(op_ids) > len(kinds) == 1)
         ):  # fmt: skip
             closes = tuple(op_ids[len(kinds) :])
             operations = list(map(Operation, kinds, keys, arguments, bases, op_ids))
+            if more:
+                _add_versions(operations, more)
             return Item(
                 client_id,
                 number,
@@ -129,6 +138,21 @@ def decode_item(data: bytes) -> Item:
                 closes,
             )
     raise WireError("expected an item of an outbox")
+
+
+def _add_versions(operations: list[Operation], more: list[Any]) -> None:
+    match more:
+        case [dict() as versions] if all(
+            type(index) is int
+            and 0 <= index < len(operations)
+            and type(version) is int
+            and 0 < version <= VERSION_MAX
+            for index, version in versions.items()
+        ):
+            for index, version in versions.items():
+                operations[index] = operations[index]._replace(version=version)
+        case _:
+            raise WireError("expected the versions of an item of an outbox")
 
 
 def items_of_entries(
@@ -279,8 +303,8 @@ def _with_gaps(answers: list[Any], first: int, operations: list[Operation]) -> l
 def _operations(effect: fx.Effect) -> list[Operation]:
     kind = effect[0]
     if kind == fx.PUT:
-        _, _, op_id, _, replaced, key, value = effect
-        return [Operation(m.SET, key, value, replaced, op_id)]
+        _, _, op_id, version, replaced, key, value = effect
+        return [Operation(m.SET, key, value, replaced, op_id, version)]
     if kind == fx.INCREMENTED:
         _, _, op_id, _, replaced, key, _, delta = effect
         return [Operation(m.INCREMENT, key, delta, replaced, op_id)]
@@ -292,10 +316,11 @@ def _operations(effect: fx.Effect) -> list[Operation]:
         write = _kind_of(effect)
         argument = delta if write == m.INCREMENT else record.value_of(packed)
         argument = None if write == m.REMOVE else argument
-        return [Operation(write, key, argument, base, record.op_id_of(packed))]
+        version = 0 if write == m.INCREMENT else record.version_of(packed)
+        return [Operation(write, key, argument, base, record.op_id_of(packed), version)]
     if kind == fx.TOMBSTONE:
-        _, _, op_id, _, replaced, key = effect
-        return [Operation(m.REMOVE, key, None, replaced, op_id)]
+        _, _, op_id, version, replaced, key = effect
+        return [Operation(m.REMOVE, key, None, replaced, op_id, version)]
     if kind == fx.PUTS:
         _, _, first, heads, payload = effect
         keys, values = fx.keys_and_values(payload)
@@ -318,8 +343,13 @@ def _operations(effect: fx.Effect) -> list[Operation]:
     _, _, _, keys, records, heads = effect
     bases = record.op_ids_of_heads(heads)
     return [
-        Operation(m.SET, key, record.value_of(packed), base, record.op_id_of(packed))
-        if record.is_live(packed)
-        else Operation(m.REMOVE, key, None, base, record.op_id_of(packed))
+        Operation(
+            m.SET if record.is_live(packed) else m.REMOVE,
+            key,
+            record.value_of(packed) if record.is_live(packed) else None,
+            base,
+            record.op_id_of(packed),
+            record.version_of(packed),
+        )
         for key, packed, base in zip(keys, records, bases, strict=True)
     ]

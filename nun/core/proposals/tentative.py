@@ -185,7 +185,9 @@ class Tentative:
                 taken.answers.append([IN_CONFLICT, None] if one == m.INCREMENT else IN_CONFLICT)
                 taken.queued = True
                 continue
-            taken.operations.append(Operation(one, key, argument, record.op_id_of(held), op_id))
+            gap = version if version > record.version_of(held) + 1 else 0
+            base = record.op_id_of(held)
+            taken.operations.append(Operation(one, key, argument, base, op_id, gap))
             answer: Any = version
             if one == m.REMOVE:
                 made[key] = record.tombstone(version, op_id)

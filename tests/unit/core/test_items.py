@@ -25,6 +25,7 @@ from nun.errors import (
     VersionConflict,
     WireError,
 )
+from nun.limits import VERSION_MAX
 from nun.position import NOTHING, Position
 from tests.support.core_driver import DrivenClient
 from tests.support.replicas import Cluster, NodeDriver
@@ -236,6 +237,38 @@ def test_an_item_that_was_accepted_keeps_its_op_id(cluster: Cluster) -> None:
     assert primary.core.state.outboxes == {2: 2}
 
 
+@pytest.mark.parametrize("strategy", ["none", "newer"])
+def test_a_write_keeps_the_version_that_it_was_shown_with(strategy: str) -> None:
+    """`set-safe k 9` makes version 10 where it is taken; the writer may come back with that."""
+    cluster = Cluster()
+    cluster.database(strategy=strategy)
+    (replica,) = cluster.replicas
+    client = replica.client()
+    told = []
+    for condition in ([m.ON_VERSION, 9, False], None, [m.ON_VERSION, 20, False]):
+        told.append(write(client, m.SET, 1, "a", "1", condition, level=LOCAL))
+    told.append(write(client, m.BATCH, 1, False, bytes([m.SET, m.REMOVE]), pack([["a", "b"], ["2", None]]),
+                      {0: [m.ON_VERSION, 30, False], 1: [m.ON_VERSION, 5, False]}, level=LOCAL))  # fmt: skip
+    keep_outbox(replica)
+    assert [reply_to(client, one).result for one in told] == [10, 11, 21, [31, 6]]
+    cluster.forward()
+    cluster.carry()
+    cluster.carry()
+    for node in (cluster.primary, replica):
+        records = node.core.tables[1].records
+        assert [record.version_of(records[key]) for key in (b"a", b"b")] == [31, 6]
+    assert ledger(cluster.primary) == []
+
+
+def test_a_write_whose_base_is_gone_makes_no_version(cluster: Cluster) -> None:
+    primary = cluster.primary
+    first = stamp(primary, 2)
+    decide(primary, 1, item(1, Operation(m.SET, b"a", b"1", 0, first)))
+    decide(primary, 2, item(2, Operation(m.SET, b"a", b"late", 0, first + TICK, 50)))
+    assert record.version_of(primary.core.tables[1].records[b"a"]) == 1
+    assert [entry["state"] for entry in ledger(primary)] == ["refused"]
+
+
 def test_items_are_taken_in_order_without_a_hole(cluster: Cluster) -> None:
     primary = cluster.primary
     third = item(3, Operation(m.INCREMENT, b"n", 100, 0, stamp(primary)), kind=m.INCREMENT)
@@ -282,6 +315,13 @@ def test_what_is_no_item_changes_nothing(cluster: Cluster) -> None:
     assert after[:-1] == before[:-1]
     with pytest.raises(WireError):
         decode_item(pack([1]))
+    fields = unpack(item(1, Operation(m.SET, b"a", b"1", 0, TICK, 7)))
+    assert fields[-1] == {0: 7}
+    for versions in ({1: 7}, {-1: 7}, {0: 0}, {0: VERSION_MAX + 1}, {0: "7"}, {"0": 7}, [7], None):
+        with pytest.raises(WireError):
+            decode_item(pack([*fields[:-1], versions]))
+    with pytest.raises(WireError):
+        decode_item(pack([*fields, {}]))
 
 
 # Cut writes
@@ -321,11 +361,11 @@ def test_client_writes_of_cut_entries_come_back_as_items() -> None:
         (5, m.REMOVE),
     ]
     assert [one for item in found for one in item.operations] == [
-        Operation(m.SET, b"a", b"1", 0, TICK),
+        Operation(m.SET, b"a", b"1", 0, TICK, 1),
         Operation(m.INCREMENT, b"n", 4, 5, 2 * TICK),
         Operation(m.SET, b"x", b"1", 0, 3 * TICK),
         Operation(m.SET, b"y", b"2", 77, 4 * TICK),
-        Operation(m.REMOVE, b"a", None, TICK, 5 * TICK),
+        Operation(m.REMOVE, b"a", None, TICK, 5 * TICK, 2),
     ]
     assert {one.database for one in found} == {b"d"}
 
