@@ -24,6 +24,7 @@ from actors import sockets
 from actors.child import begin_child
 from actors.gateway_complaints import hear_libraries
 from actors.gateway_tcp import serve_tcp
+from actors.gateway_unread import Unread
 from actors.gateway_web import serve_http, serve_websocket
 from actors.logs import configure_logging
 from nun import messages as m
@@ -43,6 +44,7 @@ class Gateway:
 
     Attributes:
         config: the table [gateway].
+        unread: what clients have not read yet.
     """
 
     def __init__(self, document: dict[str, Any], log: Any) -> None:
@@ -58,6 +60,7 @@ class Gateway:
             self.config.local_writes and bool(config.replication.listen),
             log,
         )
+        self.unread = Unread(log)
         self.connections = 0
         self._told_full_at = float("-inf")
 

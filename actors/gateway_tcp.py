@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nun.gateway.conversation import Conversation
 from nun.gateway.language import Reply, lines_in
-from nun.limits import GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
+from nun.limits import GATEWAY_MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
     from actors.gateway import Gateway
@@ -19,6 +19,8 @@ _OK: Final = b"ok \n"
 
 class TcpConnection(asyncio.Protocol):
     """One client. A line that comes in pieces is one command; what it sends is read as fast as it is answered."""
+
+    transport_name = "tcp"
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -79,6 +81,7 @@ class TcpConnection(asyncio.Protocol):
             out += messages
             out.append(_OK if error is None else b"error %s \n" % error)
         self._transport.write(b"".join(out))
+        self._gateway.unread.wrote(self, asked=True)
         if self._paused:
             self._resume()
         if self._ended and self._conversation is not None and self._conversation.idle:
@@ -93,9 +96,10 @@ class TcpConnection(asyncio.Protocol):
 
     def notify(self, messages: Sequence[bytes]) -> None:
         self._transport.write(b"".join([_line(message) for message in messages]))
-        if self._transport.get_write_buffer_size() > GATEWAY_UNREAD_BYTES_MAX:
-            self._gateway.log.warning("slow_reader_dropped", transport="tcp")
-            self._transport.abort()
+        self._gateway.unread.wrote(self, asked=False)
+
+    def unread(self) -> int:
+        return int(self._transport.get_write_buffer_size())
 
     def pause_writing(self) -> None:
         self._stalled = True
@@ -107,11 +111,13 @@ class TcpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._stalled = False
+        self._gateway.unread.caught_up(self)
         if self._conversation is not None:
             self._conversation.resume()
         self._resume()
 
     def connection_lost(self, _: Exception | None) -> None:
+        self._gateway.unread.caught_up(self)
         if self._conversation is not None:
             self._gateway.left(self._conversation)
 

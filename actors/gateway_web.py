@@ -11,7 +11,7 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_
 
 from nun.gateway.conversation import Conversation
 from nun.gateway.language import Reply, is_text, lines_in
-from nun.limits import BATCH_BYTES_MAX, GATEWAY_MESSAGE_BYTES_MAX, GATEWAY_UNREAD_BYTES_MAX
+from nun.limits import BATCH_BYTES_MAX, GATEWAY_MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
     from actors.gateway import Gateway
@@ -180,6 +180,8 @@ async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[],
 class WebSocketConnection(WSListener):
     """One client. A frame is one or more commands; each message of a reply is a frame of its own."""
 
+    transport_name = "websocket"
+
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._transport: Any = None
@@ -188,6 +190,7 @@ class WebSocketConnection(WSListener):
         self._size = 0
         self._stalled = False  # the client does not read
         self._paused = False  # nothing is read of it
+        self._ended: WSCloseCode | None = None  # it says no more; its code
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -197,14 +200,18 @@ class WebSocketConnection(WSListener):
             transport.send_close(WSCloseCode.TRY_AGAIN_LATER, b"too many connections")
             transport.disconnect()
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+    def on_ws_frame(self, _: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
         if kind == WSMsgType.CLOSE:
             code = frame.get_close_code()
-            transport.send_close(WSCloseCode.OK if code in _NOT_SENT else code)
-            transport.disconnect()
+            self._ended = WSCloseCode.OK if code in _NOT_SENT else code
+            self._close_if_done()
             return
-        if kind in (WSMsgType.PING, WSMsgType.PONG) or self._conversation is None:
+        if (
+            self._ended is not None
+            or kind in (WSMsgType.PING, WSMsgType.PONG)
+            or self._conversation is None
+        ):
             return
         data = frame.get_payload_as_bytes()
         if not frame.fin or self._parts:
@@ -241,14 +248,24 @@ class WebSocketConnection(WSListener):
                 out.append(framed(b"error %s \n" % error))
                 out += _SETTLING[settles]
         self._write(b"".join(out))
+        self._gateway.unread.wrote(self, asked=True)
         if self._paused:
             self._resume()
+        if self._ended is not None:
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        """Says good-bye to a client that has, once all that it said before is answered."""
+        if self._conversation is None or self._conversation.idle:
+            self._transport.send_close(self._ended)
+            self._transport.disconnect()
 
     def notify(self, messages: Sequence[bytes]) -> None:
         self._write(b"".join(map(framed, messages)))
-        if self._transport.underlying_transport.get_write_buffer_size() > GATEWAY_UNREAD_BYTES_MAX:
-            self._gateway.log.warning("slow_reader_dropped", transport="websocket")
-            self._transport.disconnect(graceful=False)
+        self._gateway.unread.wrote(self, asked=False)
+
+    def unread(self) -> int:
+        return int(self._transport.underlying_transport.get_write_buffer_size())
 
     def drop(self) -> None:
         self._transport.disconnect(graceful=False)
@@ -271,6 +288,7 @@ class WebSocketConnection(WSListener):
 
     def resume_writing(self) -> None:
         self._stalled = False
+        self._gateway.unread.caught_up(self)
         if self._conversation is not None:
             self._conversation.resume()
         self._resume()
@@ -283,6 +301,7 @@ class WebSocketConnection(WSListener):
             self._transport.underlying_transport.resume_reading()
 
     def on_ws_disconnected(self, _: WSTransport) -> None:
+        self._gateway.unread.caught_up(self)
         if self._conversation is not None:
             self._gateway.left(self._conversation)
 

@@ -39,6 +39,9 @@ GATEWAY_MESSAGE_BYTES_MAX: Final = 17 * MIB  # one of their frames or lines: a v
 GATEWAY_UNREAD_BYTES_MAX: Final = (
     16 * MIB
 )  # notices that one of them has not read; more ends its connection
+GATEWAY_UNREAD_ALL_BYTES_MAX: Final = (
+    512 * MIB
+)  # replies too, of all of them; more ends that which has most
 WATCHES_PER_SESSION_MAX: Final = 1_000
 WATCHES_MAX: Final = 100_000
 WATCH_CREDIT_BYTES_MAX: Final = 16 * MIB  # what a watcher may ask to be sent unread

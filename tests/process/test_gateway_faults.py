@@ -180,6 +180,7 @@ def test_huge_frames_and_lines_are_refused_before_they_are_there(served: Served)
 
 
 def test_frames_that_are_binary_are_commands_if_they_are_text(served: Served) -> None:
+    """And all that was said before a good-bye is answered before the good-bye is."""
     with upgraded(served.ports["websocket"]) as raw:
         raw.sendall(
             frame(2, b"use-db shop t;get my-none") + frame(2, b"\xff\0") + frame(1, b"\xc3")
@@ -253,7 +254,12 @@ def test_connections_that_say_nothing_are_bounded(tmp_path: Path) -> None:
                 raw.sendall(b"POST / HTTP/1.1\r\nHost:" if index % 2 else b"")
         for raw in half:  # those beyond the bound at once, the others when they have had their time
             assert to_the_end(raw) == b""
+        with socket.create_connection(("127.0.0.1", node.ports["http"]), timeout=20) as raw:
+            raw.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nget a")
+            told = to_the_end(raw)  # it says nothing after that
+        assert told.endswith(b"\r\n\r\nerror no-db-selected\n")
         assert _serves(node)
+        assert not [line for line in node.lines if line.get("event") == "protocol_broken"]
         said = [line.get("event") for line in node.lines]
         assert said.count("gateway_full") == 1
 
