@@ -116,14 +116,12 @@ def _response(status: int, body: bytes) -> web.Response:
 
 
 class _HttpServer(web.Server):
-    """Bounds what aiohttp does not: connections, and how long one may say nothing."""
+    """Bounds what aiohttp does not: how many connections there are, whatever they say."""
 
     def __init__(self, gateway: Gateway, **known: Any) -> None:
         self._gateway = gateway
-        self._side = HttpSide(gateway)
-        self._silent: dict[Any, asyncio.TimerHandle] = {}
         super().__init__(
-            self._handle, keepalive_timeout=gateway.config.keepalive_s, access_log=None,
+            HttpSide(gateway).handle, keepalive_timeout=gateway.config.keepalive_s, access_log=None,
             auto_decompress=False, **known,
         )  # fmt: skip
 
@@ -133,22 +131,6 @@ class _HttpServer(web.Server):
             peer = transport.get_extra_info("peername")
             self._gateway.told_full(str(peer[0]) if peer else "")
             transport.abort()
-            return
-        loop = asyncio.get_running_loop()
-        patience_s = self._gateway.config.keepalive_s
-        self._silent[handler] = loop.call_later(patience_s, transport.abort)
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        self._heard(handler)
-        super().connection_lost(handler, exc)
-
-    def _heard(self, handler: Any) -> None:
-        if (timer := self._silent.pop(handler, None)) is not None:
-            timer.cancel()
-
-    async def _handle(self, request: web.BaseRequest) -> web.Response:
-        self._heard(request.protocol)
-        return await self._side.handle(request)
 
 
 async def serve_http(gateway: Gateway, where: Mapping[str, Any]) -> Callable[[], Awaitable[None]]:

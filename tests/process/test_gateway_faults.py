@@ -184,8 +184,8 @@ def test_frames_that_are_binary_are_commands_if_they_are_text(served: Served) ->
     with upgraded(served.ports["websocket"]) as raw:
         raw.sendall(
             frame(2, b"use-db shop t;get my-none") + frame(2, b"\xff\0") + frame(1, b"\xc3")
-        )
-        raw.sendall(frame(9, b"ping") + frame(1, b"") + frame(8, b"\x03\xe8"))
+            + frame(9, b"ping") + frame(1, b"") + frame(8, b"\x03\xe8")
+        )  # fmt: skip
         told = to_the_end(raw)
     refusal = b"error a command is text in UTF-8 \n"
     refused = bytes([0x81, len(refusal)]) + refusal
@@ -228,7 +228,7 @@ def test_who_watches_and_does_not_read_is_cut_off(served: Served, transport: str
 
 def test_connections_that_say_nothing_are_bounded(tmp_path: Path) -> None:
     """There are so many, each transport; more are refused, the log says so once; over HTTP silence has an end."""
-    settings = {"gateway": {"connections_max": 8, "keepalive_s": 1}}
+    settings = {"gateway": {"connections_max": 8, "keepalive_s": 6}}
     with Served(tmp_path / "node", settings) as node, contextlib.ExitStack() as stack:
         node.wait_served()
         lines = [stack.enter_context(node.line()) for _ in range(8)]
@@ -252,7 +252,12 @@ def test_connections_that_say_nothing_are_bounded(tmp_path: Path) -> None:
         for index, raw in enumerate(half):
             with contextlib.suppress(ConnectionError):
                 raw.sendall(b"POST / HTTP/1.1\r\nHost:" if index % 2 else b"")
-        for raw in half:  # those beyond the bound at once, the others when they have had their time
+        assert to_the_end(half[-1]) == b"", "it is beyond the bound"
+        half[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            half[0].recv(1)
+        half[0].settimeout(20)
+        for raw in half:  # the others too when they have had their time
             assert to_the_end(raw) == b""
         with socket.create_connection(("127.0.0.1", node.ports["http"]), timeout=20) as raw:
             raw.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nget a")
