@@ -40,7 +40,7 @@ class Position(NamedTuple):
 
     @classmethod
     def at(cls, epoch: Epoch, seq: int) -> Position:
-        return cls(epoch.reign, epoch.node, epoch.start, seq)
+        return cls(*epoch, seq)
 
     @classmethod
     def parse(cls, text: str) -> Position:

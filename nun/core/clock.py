@@ -38,13 +38,18 @@ class Clock:
         assert 1 <= node <= NODE_MAX, f"node number {node}"
         self.node = node
         self.highest = highest
+        self._unix_ms = -1
+        self._first = 0  # the first op id of that millisecond
 
     def reserve(self, unix_ms: int, count: int = 1) -> int:
         """Issues `count` op ids and returns the first; the others follow in steps of TICK."""
-        first = (max(unix_ms - EPOCH_2020_MS, 0) << (NODE_BITS + COUNTER_BITS)) | self.node
+        if unix_ms != self._unix_ms:
+            self._unix_ms = unix_ms
+            self._first = max(unix_ms - EPOCH_2020_MS, 0) << (NODE_BITS + COUNTER_BITS) | self.node
+        first = self._first
         if first <= self.highest:
             first = ((self.highest >> NODE_BITS) + 1) << NODE_BITS | self.node
-        self.highest = first + (count - 1) * TICK
+        self.highest = first if count == 1 else first + (count - 1) * TICK
         return first
 
     def observe(self, op_id: int) -> None:

@@ -122,9 +122,7 @@ class NetworkCore:
         self.local_durable = self.stream.last_seq
         self.strayed = False  # memory and disk have parted: what is here counts no more
         self.level: Level | None = None  # of the request that is being handled
-        self.clock_offset_ms = self.clock_bound_ms = (
-            0  # of this clock from the primary's, on a replica
-        )
+        self.clock_offset_ms = self.clock_bound_ms = 0  # from the primary's clock, on a replica
         self.tables = {number: Table(tables.get(number)) for number in state.databases}
         self.random = random
         self.now_ns = self.started_ns = now_ns
@@ -197,7 +195,8 @@ class NetworkCore:
 
     def settle(self) -> None:
         """Does the memory work that was put off until the entry was on its way."""
-        self.batches.settle()
+        if self.batches.put_off:
+            self.batches.settle()
 
     # Events
 
@@ -241,8 +240,8 @@ class NetworkCore:
             for level, peer, frame in entry.leveled:
                 self.levels.wait(entry.seq, level, peer, frame)
             self.out.to_replicator += entry.to_replicator
-            for kind, started_ns, count in entry.timed:
-                self.metrics.latency[kind].observe(self.now_ns - started_ns, count)
+            if entry.writes:
+                self.metrics.latency["write"].observe(self.now_ns - entry.began_ns, entry.writes)
         self.settle()
         self.watches.feed(released)
         if self.settings.clustered:
@@ -562,7 +561,10 @@ class NetworkCore:
         if self.tentative.repeats:
             self.tentative.repeats.decided((session.client_id, number))
         effect = (fx.OUTCOME, session.client_id, number, floor, status, op_id, result)
-        return self.stream.add(effect)
+        entry = self.stream.add(effect)
+        entry.writes += 1
+        entry.began_ns = self.now_ns
+        return entry
 
     def stamp(self, session: Session, count: int = 1) -> int:
         """Issues `count` op ids for a request, or takes those that it was stamped with where it was taken."""

@@ -25,6 +25,9 @@ from nun.position import Epoch, Position
 
 _ROW_BYTES: Final = 160  # what a row costs beside its result, about
 _CLIENT_BYTES: Final = 400
+_STAMPED: Final = frozenset(  # effects with the highest op id that they use as their third element
+    {fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED, fx.MADE}
+)
 
 
 class Row(NamedTuple):
@@ -71,6 +74,8 @@ class Member(NamedTuple):
 
 def size_of_result(result: Any) -> int:
     """Roughly how many bytes a row's result holds in memory."""
+    if type(result) is int:  # nearly always: the version that a write made
+        return 16
     if isinstance(result, bytes | str):
         return len(result)
     if isinstance(result, list | tuple):
@@ -152,17 +157,17 @@ class NodeState:
     def take(self, position: Position, effect: fx.Effect) -> None:
         """Takes in one effect of the entry at `position`; `apply` does so for all of an entry."""
         kind = effect[0]
-        if kind == fx.PUTS:
+        if kind in _STAMPED:
+            self._observe(effect[2])
+        elif kind == fx.OUTCOME:
+            self._outcome(position, effect)
+        elif kind == fx.PUTS:
             self._heads = effect[3]
             self._observe(effect[2] + TICK * max(len(self._heads) // 12 - 1, 0))
-        elif kind in (fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED, fx.MADE):
-            self._observe(effect[2])
         elif kind == fx.SIGNED:
             self._observe(op_id_of(effect[3]))
         elif kind == fx.SUMS:
             self._observe(effect[2] + TICK * (len(effect[4]) - 1))
-        elif kind == fx.OUTCOME:
-            self._outcome(position, effect)
         elif kind == fx.DATABASE:
             self.take_database(effect)
         elif kind == fx.DROP_DATABASE:
@@ -255,8 +260,10 @@ class NodeState:
         return ids, horizon
 
     def _drop_rows(self, client: ClientRows, floor: int) -> None:
-        for number in [number for number in client.rows if number < floor]:
-            self.rows_bytes -= _ROW_BYTES + size_of_result(client.rows.pop(number).result)
+        rows = client.rows
+        for number in list(rows):
+            if number < floor:
+                self.rows_bytes -= _ROW_BYTES + size_of_result(rows.pop(number).result)
 
     def take_database(self, effect: fx.Effect) -> None:
         """A database was created, or its options changed."""

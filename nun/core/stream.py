@@ -27,6 +27,7 @@ class PendingEntry:
 
     __slots__ = (
         "_keys",
+        "began_ns",
         "changes",
         "effects",
         "frame",
@@ -34,8 +35,8 @@ class PendingEntry:
         "position",
         "replies",
         "seq",
-        "timed",
         "to_replicator",
+        "writes",
     )
 
     def __init__(self, position: Position) -> None:
@@ -46,7 +47,8 @@ class PendingEntry:
         self.replies: list[Reply] = []
         self.leveled: list[tuple[Level, bytes, bytes]] = []  # replies that need more than durable
         self.to_replicator: list[tuple[Any, ...]] = []
-        self.timed: list[tuple[str, int, int]] = []  # (kind, started ns, how many) for the metrics
+        self.writes = 0  # requests that were decided in it; for the metrics, with when that began
+        self.began_ns = 0
         self.frame = b""
         self._keys: dict[int, tuple[int, set[bytes]]] = {}
 

@@ -390,8 +390,7 @@ class Arbitration:
         )
         decider = session.client_id.hex()
         version, left = core.conflicts.resolve(resolution, shown, op_ids, decider)
-        entry = core.outcome(session, number, floor, 0, op_id, [version, left])
-        entry.timed.append(("write", core.now_ns, 1))
+        core.outcome(session, number, floor, 0, op_id, [version, left])
         row = core.state.clients[session.client_id].rows[number]
         self._tell(session, number, row)
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from nun.core.state import Row
     from nun.core.stream import PendingEntry
 
+_KNOWN: Final = bytes(RIGHT_OF)
 _DIGITS_SURE: Final = 18  # so many digits are surely a 64-bit integer
 _SURE_DELTA: Final = 2**62  # adding no more than this to them stays one
 _version_word = struct.Struct("<I").unpack_from
@@ -126,7 +127,6 @@ class BatchRequests:
         entry = stream.add(sets.effect(database, first, payload))
         core.outcome(session, number, floor, 0, first, True)
         self._put_off(entry, database, _PutOff(table, sets, first))
-        entry.timed.append(("write", core.now_ns, 1))
         core.reply(
             session, number, sets.heads, position=entry.position, op_id=first, waits_for=entry
         )
@@ -149,7 +149,7 @@ class BatchRequests:
         keys, arguments = columns(payload)
         if type(kinds) is not bytes or len(kinds) != len(keys) or type(atomic) is not bool:
             raise BadRequest("a batch has a boolean `atomic` and one byte of kind an operation")
-        unknown = {*kinds} - RIGHT_OF.keys()
+        unknown = kinds.translate(None, _KNOWN)
         if unknown:
             raise BadRequest(f"operations of a batch are of kinds 4, 6, 7, 8; found {min(unknown)}")
         chosen = by_kind(kinds, keys, arguments)
@@ -167,14 +167,15 @@ class BatchRequests:
             return
         if self.put_off:
             self.settle()
+        found: list[bytes | None] = []
         if m.GET in chosen:
-            found = map(table.records.get, chosen[m.GET][0])
+            found = read(table, chosen[m.GET][0])
             core.check_reply_size(sum(map(len, filter(None, found))))
         planned = None
         if conditions is None and not core.conflicts.signs(database):
             planned = plan(table, chosen)
         if planned is not None:
-            self._take_columns(session, (number, floor, database, atomic), kinds, planned)
+            self._take_columns(session, (number, floor, database, atomic), kinds, planned, found)
             return
         self._decide_batch(
             session, (number, floor, database, atomic), kinds, keys, arguments, conditions
@@ -183,7 +184,7 @@ class BatchRequests:
     @staticmethod
     def _check_operations(rights: Rights, keys: Sequence[Any], chosen: ByKind, short: bool) -> None:
         joined = check_keys(keys, short)
-        if b"" in keys:
+        if not all(keys):
             raise BadRequest("a key is a text of at least one byte")
         if b"$" in joined:
             for kind, (written, _) in chosen.items():
@@ -202,14 +203,21 @@ class BatchRequests:
                 rights.check_many(RIGHT_OF[kind], named, joined)
 
     def _take_columns(
-        self, session: Session, head: tuple[int, int, int, bool], kinds: bytes, planned: Columns
+        self,
+        session: Session,
+        head: tuple[int, int, int, bool],
+        kinds: bytes,
+        planned: Columns,
+        found: list[bytes | None],
     ) -> None:
-        """Publishes what was planned and puts off storing it: first the sets, then the increments."""
+        """Publishes what was planned and puts off storing it: first the sets, then the increments.
+
+        `found` is what its gets read: none of their keys is written.
+        """
         number, floor, database, atomic = head
         core = self._core
         stream = self._stream
-        table, gets, sets, increments = planned
-        records = read(table, gets)
+        table, sets, increments = planned
         sets_count = len(sets.keys) if sets is not None else 0
         count = sets_count + (len(increments.keys) if increments is not None else 0)
         first = core.stamp(session, count or 1)
@@ -226,9 +234,8 @@ class BatchRequests:
         # The order of its operations goes into the log too: who decides this batch again answers in that order.
         kept = {ATOMIC: True, m.BATCH: kinds, **told} if atomic else {m.BATCH: kinds, **told}
         core.outcome(session, number, floor, 0, first, kept)
-        entry.timed.append(("write", core.now_ns, 1))
-        if gets:
-            told[m.GET] = records
+        if found:
+            told[m.GET] = found
         core.reply(session, number, told, position=entry.position, op_id=first, waits_for=entry)
 
     def _decide_batch(
@@ -254,7 +261,6 @@ class BatchRequests:
         if atomic and decided.failed:
             decided.put_back()
             status = BatchRefused.code
-        entry = stream.entry()
         decided.flush()
         kept = decided.answers
         if m.GET in kinds:
@@ -264,7 +270,6 @@ class BatchRequests:
         core.outcome(
             session, number, floor, status, first, [pack(kept), *([True] if atomic else ())]
         )
-        entry.timed.append(("write", core.now_ns, 1))
         row = core.state.clients[session.client_id].rows[number]
         failed = decided.failed > 0
         self._tell_batch(session, number, row, database, decided.answers, failed, waits_for)

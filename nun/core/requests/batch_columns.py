@@ -33,7 +33,9 @@ def by_kind(kinds: bytes, keys: Sequence[bytes], arguments: Sequence[Any]) -> By
     """Kind of operation -> keys and arguments of all operations of that kind, in their order."""
     return {
         kind: (list(compress(keys, chosen)), list(compress(arguments, chosen)))
-        for kind, chosen in ((kind, kinds.translate(m.IS_KIND[kind])) for kind in {*kinds})
+        for kind, chosen in (
+            (kind, kinds.translate(is_kind)) for kind, is_kind in m.IS_KIND.items() if kind in kinds
+        )
     }
 
 
@@ -122,7 +124,6 @@ class Columns(NamedTuple):
     """A batch whose gets, sets and increments are of different keys: each kind can be decided by itself."""
 
     table: Table
-    gets: list[bytes]
     sets: Sets | None
     increments: Sums | None
 
@@ -152,7 +153,7 @@ def plan(table: Table, chosen: ByKind) -> Columns | None:
     planned_sums = plan_increments(table, increments, deltas) if increments else None
     if (sets and planned_sets is None) or (increments and planned_sums is None):
         return None
-    return Columns(table, gets, planned_sets, planned_sums)
+    return Columns(table, planned_sets, planned_sums)
 
 
 def read(table: Table, keys: Iterable[bytes]) -> list[bytes | None]:

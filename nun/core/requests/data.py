@@ -36,7 +36,7 @@ from nun.errors import (
     VersionConflict,
     from_wire,
 )
-from nun.limits import BATCH_OPERATIONS_MAX, KEYS_PAGE_MAX, KEYS_SCAN_MAX
+from nun.limits import BATCH_OPERATIONS_MAX, KEYS_PAGE_MAX, KEYS_SCAN_MAX, VERSION_MAX
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -178,8 +178,12 @@ class DataRequests:
             core.settle()
         old = table.records.get(key, ABSENT)
         stream = self._stream
+        word, replaced = record.unpack_head(old)
         try:
-            version = next_version(key, old, condition)
+            if condition is None and word < VERSION_MAX:  # nothing to compare it with, and no
+                version = word + 1  # tombstone or key in conflict: nearly always
+            else:
+                version = next_version(key, old, condition)
             total = incremented(key, old, argument) if kind == m.INCREMENT else 0
         except LOGGED as error:
             self._refused(session, request, old, error)
@@ -192,7 +196,6 @@ class DataRequests:
             version, op_id = version - 1, 0  # nothing was there: nothing changes
         else:
             op_id = core.stamp(session)
-            replaced = record.op_id_of(old)
             if kind == m.REMOVE:
                 new = record.tombstone(version, op_id)
                 stream.add((fx.TOMBSTONE, database, op_id, version, replaced, key))
@@ -207,7 +210,6 @@ class DataRequests:
             entry.changes.append(fx.RecordChange(database, (key,), (new,)))
         answer: Any = version if kind != m.INCREMENT else [version, total]
         core.outcome(session, number, floor, 0, op_id, answer)
-        entry.timed.append(("write", core.now_ns, 1))
         core.reply(session, number, answer, position=entry.position, op_id=op_id, waits_for=entry)
 
     def _refused(
@@ -241,8 +243,7 @@ class DataRequests:
         if code:
             core.metrics.errors[type(from_wire(code, "", {})).__name__] += 1
             answer = [answer, key if op_id else error.fields.get("key")]
-        entry = core.outcome(session, number, floor, code, op_id, answer)
-        entry.timed.append(("write", core.now_ns, 1))
+        core.outcome(session, number, floor, code, op_id, answer)
         row = core.state.clients[session.client_id].rows[number]
         self.answer_write(session, number, row, database)
 
@@ -276,7 +277,6 @@ class DataRequests:
             )
         answer: Any = version if kind != m.INCREMENT else [version, total]
         entry = core.outcome(session, number, floor, 0, op_id, answer)
-        entry.timed.append(("write", core.now_ns, 1))
         core.reply(session, number, answer, position=entry.position, op_id=op_id, waits_for=entry)
 
     def answer_write(self, session: Session, number: int, row: Row, database: int) -> None:
