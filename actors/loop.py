@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import structlog
 import zmq
+from zmq.backend import zmq_poll
 
 from actors.sockets import Socket
 
@@ -33,6 +34,7 @@ Call = Callable[[], Any]
 FAULT: Final = 1  # the exit status after an uncaught exception
 _WAITS: Final = 8  # how many recent waits the decision to spin looks back on, about
 _STEP_PATIENCE_NS: Final = 20_000_000
+_POLLIN: Final = int(zmq.POLLIN)
 _monotonic_ns = time.monotonic_ns
 
 
@@ -64,7 +66,8 @@ class Loop:
     ) -> None:
         self.story = story
         self._log = log if log is not None else structlog.get_logger()
-        self._poller = zmq.Poller()
+        self._poll: Callable[..., list[tuple[Any, int]]] = zmq_poll
+        self._sources: list[tuple[Socket | int, int]] = []
         self._handlers: dict[Any, Handler] = {}
         self._timers: list[tuple[int, int, Timer]] = []
         self._order = itertools.count()
@@ -82,17 +85,17 @@ class Loop:
     def on_readable(self, socket: Socket, handler: Handler) -> None:
         """Calls `handler` whenever a ZeroMQ socket has something to read."""
         self._handlers[socket] = handler
-        self._poller.register(socket, zmq.POLLIN)
+        self._sources.append((socket, _POLLIN))
 
     def on_descriptor(self, descriptor: int, handler: Handler) -> None:
         """Calls `handler` whenever a file descriptor is readable, or at its end."""
         self._handlers[descriptor] = handler
-        self._poller.register(descriptor, zmq.POLLIN)
+        self._sources.append((descriptor, _POLLIN))
 
     def forget(self, source: Socket | int) -> None:
         """Looks at a socket or descriptor no more. Call this before closing it."""
         if self._handlers.pop(source, None) is not None:
-            self._poller.unregister(source)
+            self._sources.remove((source, _POLLIN))
 
     def after(self, seconds: float, call: Call) -> Timer:
         """Calls once, after so many seconds."""
@@ -142,13 +145,14 @@ class Loop:
         os.close(self._wake)
 
     def _run(self) -> None:
-        poll, handlers = self._poller.poll, self._handlers
+        poll, sources, handlers = self._poll, self._sources, self._handlers
         worked_ns = _monotonic_ns()
         spin_until_ns = 0
         while self._status is None:
             now_ns = _monotonic_ns()
             spinning = now_ns < spin_until_ns
-            ready = poll(0 if spinning or self._steps else self._patience_ms(now_ns))
+            patience_ms = 0 if spinning or self._steps else self._patience_ms(now_ns)
+            ready = poll(sources, patience_ms)
             worked = False
             for source, _ in ready:
                 handler = handlers.get(source)  # an earlier handler may have closed it

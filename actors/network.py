@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -201,7 +201,7 @@ class Network:
     def subscriptions_readable(self) -> bool:
         """A subscription on the op stream: from here on its subscriber gets what is sent."""
         worked = False
-        while (frame := sockets.receive_frame(self.stream)) is not None:
+        for frame in sockets.frames(self.stream):
             worked = True
             self.subscribed = self.subscribed or frame[:1] == b"\x01"
         self.join()
@@ -268,20 +268,18 @@ class Network:
         began = time.monotonic_ns()
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        socket, origins = self.clients, core.origins
-        receive = self.receive_watched if floods.watching else sockets.receive_request
-        received: tuple[bytes, bytes | None] | None = None
-        while len(batch) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
-            received = receive(socket, origins)
-            if received is None:
-                break
-            peer, body = received
+        emptied = True
+        requests = self.watched_requests if floods.watching else sockets.requests
+        for peer, body in requests(self.clients, core.origins):
             if body is None:
                 core.metrics.malformed += 1
                 continue
             batch.append((peer, body))
             size += len(body)
-        floods.turn_ended(len(batch), emptied=received is None)
+            if len(batch) >= DRAIN_MESSAGES_MAX or size >= DRAIN_BYTES_MAX:
+                emptied = False
+                break
+        floods.turn_ended(len(batch), emptied)
         if not batch:
             return False
         core.requests_received(batch, began, _unix_ms())
@@ -291,22 +289,20 @@ class Network:
             core.metrics.latency["read"].observe(time.monotonic_ns() - began, len(batch))
         return True
 
-    def receive_watched(
+    def watched_requests(
         self, socket: sockets.Socket, origins: dict[bytes, str]
-    ) -> tuple[bytes, bytes | None] | None:
-        """A request, while somebody is suspected of a message without end."""
-        received = sockets.receive_request_from(socket, origins)
-        if received is None:
-            return None
+    ) -> Iterator[tuple[bytes, bytes | None]]:
+        """The requests that wait, while somebody is suspected of a message without end."""
         assert self.floods is not None
-        self.floods.told(received[2])
-        return received[:2]
+        while (received := sockets.receive_request_from(socket, origins)) is not None:
+            peer, body, descriptor = received
+            self.floods.told(descriptor)
+            yield peer, body
 
     def acks_readable(self) -> bool:
         """What the other processes say; of many DURABLE only the last counts."""
         durable: Position | None = None
-        while (received := sockets.receive_request(self.acks)) is not None:
-            peer, body = received
+        for peer, body in sockets.requests(self.acks):
             if body is None:
                 continue
             message = unpack(body)
@@ -343,13 +339,11 @@ class Network:
         """One turn: drain what the primary has decided, and adopt it."""
         frames: list[bytes] = []
         size = 0
-        socket, receive = self.replica_stream, sockets.receive_frame
-        while len(frames) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
-            frame = receive(socket)
-            if frame is None:
-                break
+        for frame in sockets.frames(self.replica_stream):
             frames.append(frame)
             size += len(frame)
+            if len(frames) >= DRAIN_MESSAGES_MAX or size >= DRAIN_BYTES_MAX:
+                break
         if not frames or self.core is None or not self.begun:
             return bool(frames)
         self.core.entries_received(frames, time.monotonic_ns(), _unix_ms())

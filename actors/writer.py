@@ -193,16 +193,14 @@ class Writer:
         frames: list[bytes] = []
         items: list[tuple[int, bytes]] = []
         size = 0
-        stream, receive = self.stream, sockets.receive_frame
-        while len(frames) + len(items) < DRAIN_MESSAGES_MAX and size < DRAIN_BYTES_MAX:
-            frame = receive(stream)
-            if frame is None:
-                break
+        for frame in sockets.frames(self.stream):
             if fx.is_item(frame):
                 items.append(fx.decode_item(frame))
             else:
                 frames.append(frame)
             size += len(frame)
+            if len(frames) + len(items) >= DRAIN_MESSAGES_MAX or size >= DRAIN_BYTES_MAX:
+                break
         if items and self.keeping is not None:
             self.keeping.keep_items(items)
         return self.take(frames) or bool(items)
@@ -280,7 +278,7 @@ class Writer:
     # The network process
 
     def acks_readable(self) -> bool:
-        while (frame := sockets.receive_frame(self.acks)) is not None:
+        for frame in sockets.frames(self.acks):
             message = unpack(frame)
             match message:
                 case [m.ENTRIES, list() as frames]:

@@ -286,17 +286,17 @@ class Polls:
     """Counts how the loop waits: without blocking (spinning), or asleep."""
 
     def __init__(self, loop: Loop) -> None:
-        self._poll = loop._poller.poll
+        self._poll = loop._poll
         self.spun = 0
         self.slept = 0
-        loop._poller.poll = self.poll  # type: ignore[method-assign]
+        loop._poll = self.poll  # type: ignore[method-assign]
 
-    def poll(self, timeout: Any = None) -> Any:
+    def poll(self, sources: Any, timeout: int) -> Any:
         if timeout == 0:
             self.spun += 1
         else:
             self.slept += 1
-        return self._poll(timeout)
+        return self._poll(sources, timeout)
 
 
 def ping(loop: Loop, pair: Any, gaps: list[float]) -> Polls:

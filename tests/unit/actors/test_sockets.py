@@ -113,6 +113,33 @@ def test_a_message_of_several_frames_is_told_as_malformed_and_nothing_else_is_lo
     assert sockets.receive_request(clients) is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 40])
+def test_a_drain_takes_all_that_waits_and_then_ends(context: Any, clients: Any, count: int) -> None:
+    client = client_of(context, clients, b"busy")
+    bodies = [b"%d" % number for number in range(count)]
+    found: list[tuple[bytes, bytes | None]] = []
+    for body in bodies:
+        client.send(body)
+    while len(found) < count:
+        assert clients.poll(PATIENCE_MS), "nothing came"
+        found += sockets.requests(clients)
+    assert found == [(b"busy", body) for body in bodies]
+    assert list(sockets.requests(clients)) == []
+    client.send(b"later")
+    assert request_on(clients) == (b"busy", b"later")
+
+
+def test_a_drain_of_frames_passes_over_messages_of_several(context: Any) -> None:
+    sender, receiver = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    receiver.bind("inproc://frames")
+    sender.connect("inproc://frames")
+    assert list(sockets.frames(receiver)) == []
+    for number in range(6):
+        sender.send_multipart([b"two", b"frames"])
+        sender.send(b"%d" % number)
+    assert list(sockets.frames(receiver)) == [b"%d" % number for number in range(6)]
+
+
 def test_a_reply_to_nobody_is_noticed(context: Any, clients: Any) -> None:
     assert sockets.send_reply(clients, b"nobody", b"x") is Sent.GONE
     client = client_of(context, clients, b"somebody")
