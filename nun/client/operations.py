@@ -123,10 +123,9 @@ def batch(
     decoding: Decoding,
 ) -> Request:
     """Single operations as one request: as GET_MANY or SET_MANY where they come to just that."""
-    used = {*kinds}
-    if used == {m.GET}:
+    if kinds.count(m.GET) == len(kinds):
         return get_many(grant, keys, decoding)
-    if used == {m.SET} and not atomic and not conditions:
+    if kinds.count(m.SET) == len(kinds) and not atomic and not conditions:
         return set_columns(grant, keys, arguments, decoding)
     check_keys(keys)
     _check_arguments(kinds, keys, arguments)
@@ -140,9 +139,9 @@ def batch(
 
 def _check_arguments(kinds: bytes, keys: list[Any], arguments: list[Any]) -> None:
     chosen = kinds.translate(m.IS_KIND[m.SET])
-    check_values(list(compress(keys, chosen)), list(compress(arguments, chosen)))
+    check_values(compress(keys, chosen), list(compress(arguments, chosen)))
     chosen = kinds.translate(m.IS_KIND[m.INCREMENT])
-    check_deltas(list(compress(keys, chosen)), list(compress(arguments, chosen)))
+    check_deltas(compress(keys, chosen), list(compress(arguments, chosen)))
 
 
 def _batch_results(request: Request, kinds: bytes, keys: list[Any]) -> Lazy[Any]:

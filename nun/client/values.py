@@ -147,7 +147,7 @@ def check_delta(key: Any, delta: Any) -> None:
         raise BadRequest(f"the increment of key {key!r:.60} has more than 64 bits")
 
 
-def check_deltas(keys: list[Any], deltas: list[Any]) -> None:
+def check_deltas(keys: Iterable[Any], deltas: list[Any]) -> None:
     """Raises TypeError or BadRequest that names the key of the first that is no 64-bit integer."""
     if deltas and ({*map(type, deltas)} != {int} or not _all_64_bits(deltas)):
         for key, delta in zip(keys, deltas, strict=True):
@@ -182,7 +182,7 @@ def check_keys(keys: list[Any]) -> None:
             check_key(key)
 
 
-def check_values(keys: list[Any], values: list[Any]) -> None:
+def check_values(keys: Iterable[Any], values: list[Any]) -> None:
     """Raises TypeError that names the key of the first value of a wrong type."""
     if not _all_text_or_bytes(values):
         for key, value in zip(keys, values, strict=True):
