@@ -80,7 +80,13 @@ class TcpConnection(asyncio.Protocol):
         for messages, error, _ in replies:
             out += messages
             out.append(_OK if error is None else b"error %s \n" % error)
-        self._transport.write(b"".join(out))
+        self._answer(out)
+
+    def answer_all(self, messages: Sequence[bytes]) -> None:
+        self._answer([message + _OK for message in messages])
+
+    def _answer(self, lines: list[bytes]) -> None:
+        self._transport.write(b"".join(lines))
         self._gateway.unread.wrote(self, asked=True)
         if self._paused:
             self._resume()

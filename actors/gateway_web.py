@@ -56,10 +56,15 @@ class _Collected:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answer(self, replies: Sequence[Reply]) -> None:
-        elements = [
-            error if error is not None else messages[0] if messages else b"empty"
-            for messages, error, _ in replies
-        ]
+        self.answer_all(
+            [
+                error if error is not None else messages[0] if messages else b"empty"
+                for messages, error, _ in replies
+            ]
+        )
+
+    def answer_all(self, messages: Sequence[bytes]) -> None:
+        elements = messages
         self._size += sum(map(len, elements))
         if self._size > BATCH_BYTES_MAX:
             elements = [one if len(one) < len(_TOO_LONG) else _TOO_LONG for one in elements]
@@ -229,7 +234,13 @@ class WebSocketConnection(WSListener):
             else:
                 out.append(framed(b"error %s \n" % error))
                 out += _SETTLING[settles]
-        self._write(b"".join(out))
+        self._answer(out)
+
+    def answer_all(self, messages: Sequence[bytes]) -> None:
+        self._answer([framed(message) + _OK_FRAME for message in messages])
+
+    def _answer(self, frames: list[bytes]) -> None:
+        self._write(b"".join(frames))
         self._gateway.unread.wrote(self, asked=True)
         if self._paused:
             self._resume()

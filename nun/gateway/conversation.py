@@ -11,7 +11,7 @@ I3  To a client that does not read nothing more is said: its commands wait (`sta
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nun.gateway.desk import Desk
     from nun.gateway.doors import Selected
 
+_DOLLAR: Final = ord("$")  # what system keys begin with
 _GET: Final = 0
 _GET_SAFE: Final = 1
 WAITING_MAX: Final = 1_000  # commands of one connection
@@ -49,6 +50,9 @@ class Sink(Protocol):
 
     def answer(self, replies: Sequence[Reply]) -> None:
         """One reply a command, in order."""
+
+    def answer_all(self, messages: Sequence[bytes]) -> None:
+        """As `answer`, of commands with one message each and no error."""
 
     def notify(self, messages: Sequence[bytes]) -> None:
         """Messages that nobody asked for."""
@@ -151,13 +155,14 @@ class Conversation:
         except Exception as error:  # whatever is sent is answered, and the others are served
             self.desk.fault(error, parts[0])
             reply = failed("the gateway has failed to do this; its log says why")
-        self._answer((reply,))
+        self._answer((reply,), self.sink.answer)
 
-    def _answer(self, replies: Sequence[Reply]) -> None:
+    def _answer(self, replies: Sequence[Any], tell: Callable[[Sequence[Any]], None]) -> None:
+        """What was under way is done: tells the client, and goes on."""
         self._busy = False
         self._under_way = []
         if not self.closed:
-            self.sink.answer(replies)
+            tell(replies)
         if self.queue and not self._busy:
             self._go()
 
@@ -181,17 +186,18 @@ class Conversation:
         queue = self.queue
         tellers: list[int] = []
         run = Run(self._has_read, self._given_back)
-        keys = run.keys
-        while queue and len(keys) < self._run_max:
+        keys, under_way, run_max = run.keys, self._under_way, self._run_max
+        while queue and len(keys) < run_max:
             parts = queue[0]
             kind = _READS.get(parts[0])
-            if kind is None or len(parts) < 2 or parts[1][:1] == b"$" or not parts[1]:
+            if kind is None or len(parts) < 2:
                 break
-            if len(parts[1]) > KEY_BYTES_MAX:
+            key = parts[1]
+            if not 0 < len(key) <= KEY_BYTES_MAX or key[0] == _DOLLAR:
                 break
-            keys.append(parts[1])
+            keys.append(key)
             tellers.append(kind)
-            self._under_way.append(queue.popleft())
+            under_way.append(queue.popleft())
         if not keys:
             parts = queue.popleft()
             verb = parts[0].decode()
@@ -207,6 +213,9 @@ class Conversation:
     def _has_read(self, records: Sequence[Any]) -> None:
         self._run_max = min(self._run_max * 2, OPERATIONS_MAX)
         self.desk.observe_read(monotonic() - self._asked_at)
+        if _GET_SAFE not in self._tellers and Reply not in {*map(type, records)}:
+            self._answer(language.told_values(records), self.sink.answer_all)
+            return
         replies = [
             language.promised(record, twice=teller == _GET_SAFE)
             if isinstance(record, Reply)
@@ -215,7 +224,7 @@ class Conversation:
             else language.told_value_and_version(record)
             for record, teller in zip(records, self._tellers, strict=True)
         ]
-        self._answer(replies)
+        self._answer(replies, self.sink.answer)
 
     # Writes
 
@@ -271,7 +280,7 @@ class Conversation:
                 language.promised(reply) if kind == m.SET else language.unpromised(reply)
                 for reply, kind in zip(replies, self._kinds, strict=True)
             ]
-        self._answer(replies)
+        self._answer(replies, self.sink.answer)
 
     def _may(self) -> bool:
         """Whether a database is selected; if not, the next command is answered with that."""

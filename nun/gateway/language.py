@@ -7,6 +7,7 @@ WebSocket send the messages and then one closing line, HTTP one element a comman
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from nun.core.conflicts.ledger_keys import hidden_bytes
@@ -95,9 +96,10 @@ def is_text(data: bytes) -> bool:
 
 def split(line: bytes) -> list[bytes]:
     """A command in its at most three parts; newlines within it count for nothing."""
-    line = line.strip(b"\n").rstrip(b";")
     if b"\n" in line:
-        line = line.replace(b"\n", b"")
+        line = line.strip(b"\n").rstrip(b";").replace(b"\n", b"")
+    else:
+        line = line.rstrip(b";")
     return line.split(b" ", 2)
 
 
@@ -156,6 +158,16 @@ def told_value(record: bytes | None) -> Reply:
     """The reply to `get`."""
     value = value_of(record)
     return Reply((b"value %s\n" % (EMPTY if value is None else shown(value)),))
+
+
+def told_values(records: Sequence[bytes | None]) -> list[bytes]:
+    """The messages of the replies to many `get`."""
+    return [
+        b"value " + record[12:] + b"\n"
+        if record is not None and record[3] < 0x80 and b"\n" not in record
+        else told_value(record).messages[0]
+        for record in records
+    ]
 
 
 def told_value_and_version(record: bytes | None) -> Reply:

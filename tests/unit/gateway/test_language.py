@@ -98,3 +98,17 @@ def test_whoever_may_write_may_arbitrate() -> None:
 
 def test_all_verbs_that_need_an_administrator_exist() -> None:
     assert set(VERBS) >= ADMINISTRATIVE
+
+
+def test_many_values_are_told_as_each_is_told_alone() -> None:
+    plain = [record.live(version, version << 40, b"value %d" % version) for version in range(1, 40)]
+    others = [
+        None,
+        record.live(1, 2, b""),
+        record.live(1, 2, b"two\nlines"),
+        record.live(0x0A, 0x0A0A, b"x"),  # newlines in its head
+        record.tombstone(3, 4),
+        record.shown(record.in_conflict(plain[0])),
+    ]
+    records = [*plain, *others, *plain]
+    assert lang.told_values(records) == [lang.told_value(one).messages[0] for one in records]
