@@ -128,10 +128,10 @@ class AsyncPort:
         if self.refusal is not None or self._loop is None:
             return
         session, link = self.session, self._link
-        if link is not None and link.readable():
+        if link is not None:
             generation = session.generation
             now = monotonic()
-            while (frame := link.receive()) is not None:
+            for frame in link.frames():
                 session.receive(frame, now)
                 if session.generation != generation:
                     break

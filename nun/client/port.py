@@ -255,7 +255,7 @@ class Port:
         """Everything that has come, then whether the connection is over."""
         session = self.session
         generation = session.generation
-        while (frame := link.receive()) is not None:
+        for frame in link.frames():
             session.receive(frame, monotonic())
             if session.generation != generation:
                 return
