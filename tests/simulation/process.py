@@ -448,6 +448,7 @@ def installed(here: World) -> Iterator[None]:
         sockets = importlib.import_module("actors.sockets")
         put(sockets, "_recv", zmq_model.receive)
         put(sockets, "_send", zmq_model.send)
+        put(sockets, "_poll", zmq_model.poll)
         for module_name in _MODULES:
             try:
                 module = importlib.import_module(module_name)
