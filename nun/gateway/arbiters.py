@@ -39,9 +39,8 @@ _PAUSE_S: Final = 0.05  # a replica shows what the primary has decided a moment 
 _PAGE: Final = 1_000
 _PRESENT_MS: Final = 10_000  # how long one request says that somebody is there
 _PRESENT_AGAIN_S: Final = 0.5
-_PRESENT_PATIENCE_S: Final = (
-    2.0  # for the primary to know of an arbiter, before it is told that it is one
-)
+# For the primary to know of an arbiter, before it is told that it is one.
+_PRESENT_PATIENCE_S: Final = 5.0
 
 
 class _Desk:
@@ -54,7 +53,7 @@ class _Desk:
         self.shown: dict[int, int] = {}  # op id -> op id of the record that arbiters saw with it
         self.joining = 0
         self.name = secrets.token_bytes(8)  # what the primary knows it by
-        self.present = asyncio.Event()  # the primary knows, or cannot be asked
+        self.present = asyncio.Event()  # the primary knows of it
         self.over = False
         self.closed: set[int] = (
             set()
@@ -127,9 +126,10 @@ class Arbiters:
             request = ledger.claim(selected.grant, desk.name, patience_ms, 0)
             try:
                 await selected.client._run(request, patience_ms / 1_000 + selected.client._timeout)
-                patience_ms = _PRESENT_MS
             except NunError:
                 await asyncio.sleep(_PRESENT_AGAIN_S)
+                continue
+            patience_ms = _PRESENT_MS
             desk.present.set()
 
     async def _leave(self, desk: _Desk) -> None:
