@@ -156,15 +156,12 @@ class NetworkCore:
         self.data = DataRequests(self)
         self.batches = BatchRequests(self)
         self.admin = AdminRequests(self)
+        answering = (
+            *(self.greetings, WatchRequests(self), self.data, self.batches),
+            *(self.admin, self.cluster, self.outcomes, self.arbitration),
+        )
         self._handlers: dict[int, tuple[int, Callable[[Session, list[Any]], None]]] = {
-            **self.greetings.handlers(),
-            **WatchRequests(self).handlers(),
-            **self.data.handlers(),
-            **self.batches.handlers(),
-            **self.admin.handlers(),
-            **self.cluster.handlers(),
-            **self.outcomes.handlers(),
-            **self.arbitration.handlers(),
+            kind: handler for room in answering for kind, handler in room.handlers().items()
         }
 
     @property
