@@ -198,7 +198,11 @@ def _check_kept(life: Life, event: Any, history: list[Position]) -> None:
     if event.position in life.unsure:
         return
     there = history[min(seq, len(history)) - 1]  # what was cut off need not have been replaced
-    if there != event.position and there.reign <= event.position.reign:
+    reign = event.position.reign
+    if there == event.position or there.reign > reign:
+        return
+    # A reign that went on from an older one, and had never heard of this, has cut it off with all of its reign.
+    if history[-1].reign <= reign or any(position.reign == reign for position in history):
         raise Failed(f"P3: {life.name} was shown {event}, and now {there} stands there")
 
 
