@@ -14,6 +14,7 @@ from nun.core.conflicts.ledger import head_of
 from storage.oplog import LogReader
 from storage.recovery import load
 from tests.simulation.node import Node
+from tests.simulation.oracle import Saved
 from tests.simulation.process import installed
 from tests.simulation.simulation import Simulation
 from tests.simulation.world import MS, SECOND
@@ -95,7 +96,7 @@ def test_a_node_that_joins_when_nothing_of_it_is_left_gets_no_log_that_speaks_of
         made.nodes["node1"].kill("to begin on its files and its log")
         made.nodes["node1"].start()
         made.nodes["node3"].wipe()
-        made.oracle.wiped("node3")
+        made.oracle.replaced("node3", Saved())
         made.nodes["node3"].start()
         made.until(made.converged, "all nodes hold the same", 60)
         first, *others = made.tables()
