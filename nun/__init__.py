@@ -1,6 +1,7 @@
 """Nun: a real-time, replicated key-value database whose first-class citizen is the conflict.
 
-The clients are loaded when they are first named: the processes of a node import from here too, and do without them.
+The clients and `nun.merge` are loaded when they are first named: the processes of a node import from here too, and do
+without them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from nun.errors import (
     VersionConflict,
     WireError,
 )
-from nun.merge import REMOVED
 from nun.position import Position
 from nun.version import VERSION as __version__  # noqa: N811
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from nun.client.notices import Outcome
     from nun.client.results import Entry, Event, Result
     from nun.client.sync import Client
+    from nun.merge import REMOVED
 
 _LOADED_LATER = {
     "AsyncClient": "nun.client.aio",
@@ -62,6 +63,7 @@ _LOADED_LATER = {
     "Outcome": "nun.client.notices",
     "Entry": "nun.client.results",
     "Event": "nun.client.results",
+    "REMOVED": "nun.merge",
     "Result": "nun.client.results",
 }
 
@@ -113,6 +115,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "merge":
+        return import_module("nun.merge")
     module = _LOADED_LATER.get(name)
     if module is None:
         raise AttributeError(f"module 'nun' has no attribute {name!r}")

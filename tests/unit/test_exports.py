@@ -68,3 +68,15 @@ def test_importing_is_quick_because_it_loads_little() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert not set(done.stdout.split()) & {"zmq", "msgpack", "asyncio"}
+
+
+@pytest.mark.parametrize("name", ["network", "writer", "replicator", "conflicts"])
+def test_a_process_of_a_node_loads_what_it_needs(name: str) -> None:
+    script = f"import actors.{name}, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "structlog" in loaded
+    unwanted = {"rich", "click", "pydantic", "uvloop", "aiohttp", "nun.merge", "nun.client.sync"}
+    assert not loaded & unwanted

@@ -171,11 +171,11 @@ def test_bin_test_leaves_long_tests_out_unless_told(checkout: Checkout) -> None:
     parallel = "--numprocesses=auto --dist=worksteal"
     assert [line for line in runs if line.startswith("-m")] == [
         f"-m not process and not long {parallel} -x",
-        "-m process and not long -x",
+        f"-m process and not long {parallel} -x",
         f"-m not process {parallel} -x",
-        "-m process -x",
+        f"-m process {parallel} -x",
         f"-m not process and not long {parallel} -p tests.support.no_skips -x",
-        "-m process and not long -p tests.support.no_skips -x",
+        f"-m process and not long {parallel} -p tests.support.no_skips -x",
         "-m not long tests/unit -x",
         "-m  -k name",
     ]
