@@ -9,7 +9,7 @@ import http.client
 from collections.abc import Iterator
 from typing import Final
 
-from bench.connections import SELECT, Http, Load, Tcp, Transport, WebSocket
+from bench.connections import SELECT, Http, Load, Tcp, Transport, WebSocket, connected
 from bench.peers import DATABASE, DATABASE_TOKEN, Node, Peers
 from bench.processes import free_port
 from bench.report import Aim, Line, at_least
@@ -93,4 +93,6 @@ def served(peers: Peers, *transports: str) -> tuple[Node, dict[str, int]]:
     peers.callback(node.close)
     with node.client() as client:
         client.create_database(DATABASE, token=DATABASE_TOKEN)
+    for port in ports.values():
+        connected(port).close()  # it listens a moment after the node is ready
     return node, ports
