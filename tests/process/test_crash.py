@@ -12,6 +12,7 @@ import pytest
 
 import nun
 from tests.support.history import (
+    PATIENCE_S,
     CompareAndSet,
     Increments,
     OwnKeys,
@@ -67,6 +68,12 @@ def crash_again_and_again(node: Node, source: random.Random, cycles: int) -> Non
     try:
         for victim in victims(source, cycles):
             progress.wait_for(source.randrange(1, 60))
+            # On a slow machine some might have no turn at all between one kill and the next.
+            wait_until(
+                lambda: progress.failed or not any(each.starves for each in workers),
+                "everybody to get something done",
+                PATIENCE_S,
+            )
             if progress.failed:
                 break
             node.kill(victim)

@@ -16,6 +16,7 @@ import nun
 from tests.support.node import ADMIN
 
 PATIENCE_S = 60.0
+STARVING_S = 10.0
 
 
 def patiently(call: Callable[[], Any]) -> Any:
@@ -48,6 +49,12 @@ class Worker(threading.Thread):
         self.halt = threading.Event()
         self.failure: BaseException | None = None
         self.unknown = 0
+        self.stepped_at = time.monotonic()
+
+    @property
+    def starves(self) -> bool:
+        """Whether it has got nothing done for long, while others may have."""
+        return time.monotonic() - self.stepped_at > STARVING_S
 
     def run(self) -> None:
         try:
@@ -55,6 +62,7 @@ class Worker(threading.Thread):
                 database = patiently(lambda: client.database("crash", token=self.token))
                 while not self.halt.is_set():
                     self.step(database)
+                    self.stepped_at = time.monotonic()
                     self.progress.made()
                 self.finish(database)
         except BaseException as error:
