@@ -22,7 +22,7 @@ from nun.errors import (
     SessionUnknown,
     TooLarge,
 )
-from tests.support.node import ADMIN, Node
+from tests.support.node import ADMIN, Node, wait_until
 from tests.support.raw_client import RawClient, Reply, connect
 
 pytestmark = pytest.mark.process
@@ -365,7 +365,17 @@ def test_a_routing_id_that_is_used_again_inherits_no_session(node: Node, name: s
     database = victim.use(name, "t")
     token = victim.token
     victim.close()
-    with RawClient(node.address, routing_id=routing_id) as other:
+
+    def heard() -> RawClient | None:
+        """Until ZeroMQ has noticed that the victim is gone, it hears nobody else with its routing id, for good."""
+        other = RawClient(node.address, routing_id=routing_id)
+        other.send(m.GET, 0, other.next_number(), database, "k")
+        if other.receive(1.0) is not None:
+            return other
+        other.close()
+        return None
+
+    with wait_until(heard, "the victim's connection to end") as other:
         for guess in (0, 1, token + 1):
             other.token = guess
             refused(other.request(m.GET, database, "k"), SessionUnknown)
