@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import zmq
+from setproctitle import setproctitle
 
 from actors import sockets
 from actors.logs import configure_logging
 from actors.loop import FAULT, Loop
+from actors.processes import title_of
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.config import Config, config_from_plain
@@ -67,7 +69,7 @@ class Child:
         self._stop: Callable[[], Any] = self.loop.stop
         self._control = sockets.control_dealer(self.context, self.run_dir, self.name)
         self.loop.on_readable(self._control, self._control_readable)
-        self.loop.on_descriptor(sys.stdin.fileno(), self._supervisor_gone)
+        self.loop.on_descriptor(0, self._supervisor_gone)
         self._tell((m.CHILD_UP, self.name, os.getpid()))
 
     def on_stop(self, call: Callable[[], Any]) -> None:
@@ -105,12 +107,13 @@ class Child:
 
 
 def begin_child() -> dict[str, Any]:
-    """The first thing that a child does: signals, its document, and that it does not outlive its supervisor."""
+    """The first thing that a child does: signals, its document, its name, and not to outlive its supervisor."""
     for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
-    document = read_document(sys.stdin.fileno())
+    document = read_document(0)
     _die_with(document["parent"])
+    setproctitle(title_of(document["config"]["node"]["name"], document["actor"]))
     return document
 
 

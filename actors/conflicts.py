@@ -9,7 +9,7 @@ It holds nothing that is not elsewhere: it may die alone, and asks the network p
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, NoReturn
 
 from actors import sockets
 from actors.child import Child, run_child
@@ -50,5 +50,10 @@ class ConflictManager:
             sockets.send_frame(self.network, pack(message))
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The process: see the module's docstring."""
     run_child(ConflictManager)
+
+
+if __name__ == "__main__":
+    main()

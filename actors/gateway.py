@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import uvloop
 import zmq
@@ -164,8 +164,13 @@ async def run(document: dict[str, Any]) -> int:
     return status
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The process: see the module's docstring."""
     document = begin_child()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         exit_status = runner.run(run(document))
     os._exit(exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import zmq
 
@@ -555,5 +555,10 @@ def _text(value: Any) -> Any:
     return value
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The process: see the module's docstring."""
     run_child(Network)
+
+
+if __name__ == "__main__":
+    main()

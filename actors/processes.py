@@ -1,12 +1,28 @@
-"""CPU and memory of a node's processes, as the operating system accounts for them."""
+"""A node's processes as the operating system shows them: their names, CPU and memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import psutil
+
+_TITLE: Final = "nun-node {node}: {actor}"
+
+
+def title_of(node: str, actor: str) -> str:
+    """The name of a child in lists of processes."""
+    return _TITLE.format(node=node, actor=actor)
+
+
+def actor_of(process: psutil.Process) -> str | None:
+    """What a process does in its node; None where it is no child of a node, or has not got its name yet.
+
+    Raises psutil.Error when it is gone.
+    """
+    title = " ".join(process.cmdline()).strip()
+    return title.rpartition(": ")[2] if title.startswith("nun-node ") else None
 
 
 def describe_processes(pids: Mapping[str, int]) -> dict[str, dict[str, Any]]:

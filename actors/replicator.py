@@ -17,7 +17,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import zmq
 
@@ -277,5 +277,10 @@ def make(child: Child) -> Replicator | None:
     return None
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The process: see the module's docstring."""
     run_child(make)
+
+
+if __name__ == "__main__":
+    main()

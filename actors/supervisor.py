@@ -25,13 +25,11 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +41,7 @@ from actors.child import EXIT_CANNOT_START, text_of, write_document
 from actors.logs import configure_logging
 from actors.loop import Loop
 from actors.run_dir import run_directory
+from actors.starting import Module, Process, load, start_process
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.config import Config, LogConfig, config_to_plain, load_config
@@ -70,28 +69,18 @@ _STOP_ORDER: Final = (  # the writer gets all that was decided before it ends, a
 _ALONE: Final = ("gateway", "replicator", "conflicts")  # what is started anew without the others
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-COMMANDS: Final[Mapping[str, Sequence[str]]] = {
-    name: (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", f"actors.{name}")
-    for name in ("writer", "network", "replicator", "conflicts", "gateway")
-}
 
-
-def commands_of(config: Config) -> dict[str, Sequence[str]]:
-    """How each child of a node is started; replicator and gateway only where they have something to do."""
+def modules_of(config: Config) -> dict[str, Module]:
+    """The module of each child of a node; replicator and gateway only where they have something to do."""
     gateway = config.gateway
     wanted = {
+        "writer": True,
+        "network": True,
         "replicator": bool(config.replication.listen),
+        "conflicts": True,
         "gateway": bool(gateway.tcp or gateway.http or gateway.websocket),
     }
-    return {name: command for name, command in COMMANDS.items() if wanted.get(name, True)}
-
-
-@dataclass(frozen=True)
-class Process:
-    """A child, and the pipe whose end tells it that its supervisor is gone."""
-
-    popen: subprocess.Popen[bytes]
-    pipe: int
+    return {name: (f"actors.{name}",) for name, runs in wanted.items() if runs}
 
 
 class Supervisor:
@@ -101,7 +90,7 @@ class Supervisor:
         config: as checked.
         run_dir: where the sockets between the processes are made.
         log: a structlog logger.
-        commands: per child, how it is started.
+        modules: per child, the module that it runs, and arguments for it.
         listening: sockets that listen already: the gateway goes on with them, also after it was started anew.
     """
 
@@ -110,24 +99,22 @@ class Supervisor:
         config: Config,
         run_dir: Path,
         log: Any,
-        commands: Mapping[str, Sequence[str]] | None = None,
+        modules: Mapping[str, Module] | None = None,
         listening: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.secret = secrets.token_hex(16)  # shared by the children of this node
         self.log = log
-        self.commands = commands_of(config) if commands is None else commands
+        self.modules = modules_of(config) if modules is None else modules
         self.listening = listening or {}
-        self.context: sockets.Context = zmq.Context()
         self.loop = Loop(log=log, story=self.story)
-        self.control = sockets.control_router(self.context, run_dir)
+        self.context: sockets.Context | None = None  # while there are children
         self.children: dict[str, Process] = {}
         self.restarts: deque[float] = deque()
         self.ordered_restarts: deque[float] = deque()
         self.to_stop: list[str] | None = None  # while stopping: who has not ended yet, in order
         self.stop_ordered = 0.0
-        self.loop.on_readable(self.control, self._control_readable)
         self._signals = self._catch_signals()
 
     def run(self) -> int:
@@ -136,59 +123,68 @@ class Supervisor:
         self.loop.call_soon_threadsafe(self._start_all)
         status = self.loop.run()
         self._kill_all()
-        self.context.destroy(linger=0)
         return status
 
     def story(self) -> str:
         """One line about where it stands."""
-        pids = {name: child.popen.pid for name, child in self.children.items()}
-        return f"children {pids}, restarts {len(self.restarts)}, to stop {self.to_stop}"
+        return f"children {self._pids()}, restarts {len(self.restarts)}, to stop {self.to_stop}"
 
     # Starting
 
     def _start_all(self) -> None:
+        """Starts the group: first all processes, then the control channel, then their work.
+
+        In that order, since a ZeroMQ context and its threads must not go through a fork.
+        """
         if self.to_stop is not None:
             return
-        for name in self.commands:
-            self._start(name)
+        load(self.modules.values())
+        for name in self.modules:
+            self.children[name] = self._started(name)
+        self.context = zmq.Context()
+        self.control = sockets.control_router(self.context, self.run_dir)
+        self.loop.on_readable(self.control, self._control_readable)
+        for name in self.children:
+            self._give_work(name)
         self.log.debug("started", processes=self._pids())
 
-    def _start(self, name: str) -> None:
-        if self.to_stop is None and name not in self.children:
-            self.children[name] = self._started(name, self.commands[name])
+    def _start_alone(self, name: str) -> None:
+        if self.to_stop is None and self.children and name not in self.children:
+            self.children[name] = self._started(name)
+            self._give_work(name)
 
-    def _started(self, name: str, command: Sequence[str]) -> Process:
-        """Starts one child. It inherits our signals blocked, and lets them in once it ignores them."""
-        inherited = (
-            {key: each.fileno() for key, each in self.listening.items()}
-            if name == "gateway"
-            else {}
-        )
-        reader, writer = os.pipe()
+    def _started(self, name: str) -> Process:
+        """A child that waits for its document. It has our signals blocked, and lets them in once it ignores them."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
-            popen = subprocess.Popen(command, stdin=reader, pass_fds=[*inherited.values()])
+            return start_process(self.modules[name], self._inherited(name).values())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            os.close(reader)
+
+    def _inherited(self, name: str) -> dict[str, int]:
+        return {k: v.fileno() for k, v in self.listening.items()} if name == "gateway" else {}
+
+    def _give_work(self, name: str) -> None:
         document = {
             "actor": name,
             "parent": os.getpid(),
             "run_dir": str(self.run_dir),
             "secret": self.secret,
             "config": config_to_plain(self.config),
-            "listening": inherited,
+            "listening": self._inherited(name),
         }
-        write_document(writer, document)
-        return Process(popen, writer)
+        write_document(self.children[name].pipe, document)
 
     def _pids(self) -> dict[str, int]:
-        return {name: child.popen.pid for name, child in self.children.items()}
+        return {name: child.pid for name, child in self.children.items()}
 
     # What children say
 
     def _control_readable(self) -> bool:
-        while (received := sockets.receive_request(self.control)) is not None:
+        while self.context is not None:  # what it hears may end the group, and this channel
+            received = sockets.receive_request(self.control)
+            if received is None:
+                break
             peer, body = received
             name = peer.decode("ascii", "replace")
             if body is not None and name in self.children:
@@ -249,7 +245,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         for name, child in list(self.children.items()):
-            status = child.popen.poll()
+            status = child.poll()
             if status is None or self.loop.stopped or name not in self.children:
                 continue
             if self.to_stop and self.to_stop[0] == name and status == 0:
@@ -263,13 +259,12 @@ class Supervisor:
         if status >= EXIT_CONFIG:  # it ended on purpose: its last words may still be on their way
             self.control.poll(_LAST_WORDS_MS)
         self._control_readable()
-        if self.loop.stopped:
+        if self.loop.stopped or name not in self.children:
             return
         self.log.error("child_died", child=name, status=_told(status))
         if name in _ALONE and self.to_stop is None:
-            self.children[name].popen.wait()
             self._forget(name)
-            self._restart(name, status, lambda: self._start(name))
+            self._restart(name, status, lambda: self._start_alone(name))
             return
         self._kill_all()
         if self.to_stop is not None:
@@ -313,12 +308,14 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         for child in self.children.values():
-            child.popen.kill()
+            child.kill()
         for name in list(self.children):
-            self.children[name].popen.wait()
+            self.children[name].wait()
             self._forget(name)
-        while sockets.receive_request(self.control) is not None:
-            pass  # what the dead said concerns nobody any more
+        if self.context is not None:  # what the dead said concerns nobody any more
+            self.loop.forget(self.control)
+            self.context.destroy(linger=0)
+            self.context = None
 
     def _forget(self, name: str) -> None:
         os.close(self.children.pop(name).pipe)

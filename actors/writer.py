@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from actors import sockets
 from actors.child import EXIT_CANNOT_START, Child, run_child
@@ -415,5 +415,10 @@ def make(child: Child) -> Writer | None:
     return None
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The process: see the module's docstring."""
     run_child(make)
+
+
+if __name__ == "__main__":
+    main()

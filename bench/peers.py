@@ -23,6 +23,7 @@ import psutil
 import zmq
 
 import nun
+from actors.processes import actor_of
 from bench.processes import ROOT, Unavailable, Worker, descendants, end, free_port, kill, spawn
 from bench.session import Session
 from bench.workload import DATABASE, DATABASE_TOKEN
@@ -170,9 +171,9 @@ class Node:
         """The processes of the node by what they are."""
         found = {"supervisor": self.process.pid}
         for child in descendants(self.process.pid):
-            for part in child.cmdline():
-                if part.startswith("actors."):
-                    found[part.removeprefix("actors.")] = child.pid
+            actor = actor_of(child)
+            if actor is not None:
+                found[actor] = child.pid
         return found
 
     @property

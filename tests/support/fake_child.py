@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from actors.child import Child, run_child
 
 
 def make(child: Child) -> None:
     behaviour = sys.argv[1]
-    child.log.info("fake_up", behaviour=behaviour, pid=os.getpid())
+    child.log.info("fake_up", behaviour=behaviour, pid=os.getpid(), started_as=sys.argv[0])
 
     def stop() -> None:
         child.log.info("fake_told_to_stop")
@@ -46,7 +46,11 @@ def tell_siblings(child: Child, told: list[Any] = []) -> None:  # noqa: B006
         child.log.info("fake_siblings", siblings=child.siblings)
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
     if sys.argv[1] == "slow":
         time.sleep(0.7)
     run_child(make)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,8 @@ from typing import Any, Self
 
 import psutil
 
+from actors.processes import actor_of
+
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
 START_TIMEOUT_S = 60.0
@@ -298,20 +300,27 @@ class Node:
         if self.process is None or self.process.poll() is not None:
             return found
         found["supervisor"] = self.process.pid
-        try:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            children = []
-        for child in children:
-            try:
-                words = child.cmdline()
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-            for name in WITH_GATEWAY:
-                if f"actors.{name}" in words:
-                    found[name] = child.pid
+        wait_until(lambda: self._find_children(found), "each child to have its name")
         self._pids.update(found.values())
         return found
+
+    def _find_children(self, found: dict[str, int]) -> bool:
+        """Adds the children by what they do; False where one has just been started and has no name yet."""
+        assert self.process is not None
+        try:
+            children = psutil.Process(self.process.pid).children()
+        except psutil.NoSuchProcess:
+            return True
+        for child in children:
+            try:
+                actor = actor_of(child)
+                if actor is None and child.status() != psutil.STATUS_ZOMBIE:
+                    return False
+            except psutil.NoSuchProcess:
+                continue
+            if actor is not None:
+                found[actor] = child.pid
+        return True
 
     def resident_bytes(self, name: str) -> int:
         """The memory that a process of the node holds."""
@@ -364,7 +373,7 @@ def _signal_if_ours(pid: int, number: int) -> None:
     """Signals a process of a node that this test run started; a pid that was given anew to others is left alone."""
     try:
         process = psutil.Process(pid)
-        mine = any(word.startswith("actors.") for word in process.cmdline())
+        mine = actor_of(process) or any(word.startswith("actors.") for word in process.cmdline())
         if mine and any(parent.pid == os.getpid() for parent in process.parents()):
             process.send_signal(number)
     except psutil.Error:

@@ -1,4 +1,7 @@
-"""Runs a supervisor over fake children: python -m tests.support.supervise RUN_DIR PATIENCE_S NETWORK WRITER"""
+"""Runs a supervisor over fake children: python -m tests.support.supervise RUN_DIR PATIENCE_S NETWORK WRITER
+
+There is a conflict manager too, which is quiet.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,6 @@ if __name__ == "__main__":
     supervisor.STOP_PATIENCE_S = float(patience_s)  # type: ignore[misc]
     config = Config(log=LogConfig(level="debug"))
     log = configure_logging(config.log, config.node.name, "supervisor")
-    fake = (sys.executable, "-m", "tests.support.fake_child")
-    commands = {"writer": (*fake, writer), "network": (*fake, network)}
-    sys.exit(supervisor.Supervisor(config, Path(run_dir), log, commands).run())
+    fake = "tests.support.fake_child"
+    modules = {"writer": (fake, writer), "network": (fake, network), "conflicts": (fake, "quiet")}
+    sys.exit(supervisor.Supervisor(config, Path(run_dir), log, modules).run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from actors.processes import actor_of
 from tests.support.node import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,7 +91,9 @@ def test_it_tells_when_the_node_is_ready(start: Callable[..., Run]) -> None:
     assert line["version"]
     told = run.wait("fake_siblings")["siblings"]
     assert told == {"supervisor": run.process.pid, **line["processes"]}
-    assert set(line["processes"]) == {"writer", "network"}
+    assert set(line["processes"]) == {"writer", "network", "conflicts"}
+    for actor, pid in line["processes"].items():
+        assert actor_of(psutil.Process(pid)) == actor
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -102,6 +106,7 @@ def test_a_signal_stops_network_then_writer(start: Callable[..., Run], number: i
         ("stopping", "supervisor"),
         ("fake_told_to_stop", "network"),
         ("fake_told_to_stop", "writer"),
+        ("fake_told_to_stop", "conflicts"),
         ("stopped", "supervisor"),
     ]
 
@@ -134,7 +139,11 @@ def test_a_stop_during_the_start_is_clean(start: Callable[..., Run]) -> None:
     run.wait("started")
     run.stop()
     assert run.end() == 0
-    assert [actor for _, actor in run.events("fake_told_to_stop")] == ["network", "writer"]
+    assert [actor for _, actor in run.events("fake_told_to_stop")] == [
+        "network",
+        "writer",
+        "conflicts",
+    ]
 
 
 def test_an_order_that_is_sent_twice_at_once_counts_once(start: Callable[..., Run]) -> None:
@@ -162,7 +171,7 @@ def test_a_stop_takes_no_longer_than_its_bound(start: Callable[..., Run]) -> Non
     run.stop()
     assert run.end() == 1
     (line,) = [line for line in run.lines if line["event"] == "stop_overdue"]
-    assert line["waiting_for"] == ["network", "writer"]
+    assert line["waiting_for"] == ["network", "writer", "conflicts"]
 
 
 @pytest.mark.parametrize("victim", ["writer", "network"])
@@ -178,6 +187,65 @@ def test_a_dead_child_takes_the_other_along_and_both_start_anew(
     assert not any(psutil.pid_exists(pid) for pid in before.values())
     run.stop()
     assert run.end() == 0
+
+
+def started_as(run: Run, since: int, actors: set[str]) -> set[str]:
+    """How each of these actors was started after that line of the log: a fork knows no path of its module."""
+    found: dict[str, str] = {}
+    while set(found) != actors:
+        for line in run.lines[since:]:
+            if line["event"] == "fake_up" and line["actor"] in actors:
+                found[line["actor"]] = Path(line["started_as"]).name
+        if set(found) != actors:
+            run.wait("fake_up")
+    return set(found.values())
+
+
+def test_a_group_is_forked_and_who_is_replaced_alone_is_a_fresh_interpreter(
+    start: Callable[..., Run],
+) -> None:
+    run = start()
+    processes = run.wait("ready")["processes"]
+    group = {"writer", "network", "conflicts"}
+    assert started_as(run, 0, group) == {"tests.support.fake_child"}
+    since = len(run.lines)
+    os.kill(processes["conflicts"], signal.SIGKILL)
+    assert run.wait("child_died")["child"] == "conflicts"
+    assert started_as(run, since, {"conflicts"}) == {"fake_child.py"}
+    since = len(run.lines)
+    os.kill(
+        processes["network"], signal.SIGKILL
+    )  # its context ended: the supervisor has one thread again
+    run.wait("ready")
+    assert started_as(run, since, group) == {"tests.support.fake_child"}
+    run.stop()
+    assert run.end() == 0
+
+
+def test_a_child_inherits_its_pipe_and_the_log_and_nothing_else(start: Callable[..., Run]) -> None:
+    """Not the lock of the run directory, nor the pipes of its siblings: they would not end with the supervisor."""
+    run = start()
+    processes = run.wait("ready")["processes"]
+    while len([line for line in run.lines if line["event"] == "fake_up"]) < len(processes):
+        run.wait("fake_up")
+    held = {pid: descriptors(pid) for pid in (run.process.pid, *processes.values())}
+    supervisors = held.pop(run.process.pid)
+    for pid, mine in held.items():
+        assert mine & supervisors == {os.readlink(f"/proc/{pid}/fd/0")}
+        assert all(not mine & held[other] for other in held if other != pid)
+    run.stop()
+    assert run.end() == 0
+
+
+def descriptors(pid: int) -> set[str]:
+    """What a process has open beside its output: files, pipes and sockets by their own names."""
+    found = set()
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(f"/proc/{pid}/fd/{number}")
+            if number not in "12" and not name.startswith(("anon_inode:", "/dev/")):
+                found.add(name)
+    return found
 
 
 def test_too_many_deaths_end_the_node(start: Callable[..., Run]) -> None:
