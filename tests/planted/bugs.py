@@ -34,6 +34,7 @@ _REPLICATORS = ("tests/unit/core/test_replicator.py", "tests/unit/core/test_prom
 _CONFLICTS = ("tests/simulation/test_seeds.py", "-k", "clusters_with_conflicts", "-m", "not long")
 _CONFLICT_STORIES = ("tests/simulation/test_conflict_stories.py",)
 _WATCHES = ("tests/unit/client/test_watches.py",)
+_SUPERVISOR = ("tests/unit/actors/test_supervisor.py",)
 _REPLICAS = ("tests/unit/core/test_replicas.py",)
 
 BUGS: tuple[Bug, ...] = (
@@ -587,5 +588,21 @@ BUGS: tuple[Bug, ...] = (
         "                waiting.setdefault(found.key, []).append(found)\n                gone.append(place)\n",
         "                waiting.setdefault(found.key, []).append(found)\n",
         ("tests/unit/core/test_newcomers.py",),
+    ),
+    Bug(
+        "forked-beside-threads",
+        "a child is forked while the supervisor has a ZeroMQ context",
+        "actors/starting.py",
+        'return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1',
+        'return sys.platform == "linux"',
+        _SUPERVISOR,
+    ),
+    Bug(
+        "descriptors-inherited",
+        "a forked child keeps what its supervisor had open",
+        "actors/starting.py",
+        '        os.closerange(first, os.sysconf("SC_OPEN_MAX"))\n',
+        "",
+        _SUPERVISOR,
     ),
 )
