@@ -70,6 +70,10 @@ CLAIM_ENTRIES_MAX: Final = 256  # of one key's queue, shown to an arbiter at onc
 CLAIM_BYTES_MAX: Final = 4 * MIB  # the same, unless the first alone is larger
 LEASE_MS_MAX: Final = 86_400_000  # how long an arbiter may keep a key
 CLAIMS_WAITING_MAX: Final = 10_000  # arbiters that wait for something to decide
+MANAGER_UNHEARD_MAX: Final = (
+    100_000  # messages that a conflict manager which stands still may have before it
+)
+MANAGER_HEARD_EVERY: Final = 1_000  # messages after which it says so
 CONFLICT_TIMEOUT_S_MAX: Final = 10_000_000_000  # of a database's option, in seconds
 STRATEGY_PREFIXES_MAX: Final = 1_000  # of one database
 BASES_BYTES_MAX: Final = 64 * MIB  # replaced records of one database, for the base of a conflict

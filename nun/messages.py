@@ -166,6 +166,7 @@ CLAIM_CHECK: Final = 227  # network: [227, ticket, database, key, attempt]
 CLAIM_IS: Final = 228  # manager: [228, ticket, good: bool]
 EXPIRE: Final = 229  # manager: [229, database, key]   some of its entries have waited too long
 ARBITERS_ARE: Final = 230  # manager: [230, [[database, how many], ...]]
+HEARD: Final = 231  # manager: [231, count]           so many messages more
 
 # control (supervisor ROUTER <-> each child's DEALER), arrays `[kind, ...]`:
 CHILD_UP: Final = 120  # child: [120, name, pid]

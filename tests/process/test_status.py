@@ -69,7 +69,9 @@ def test_every_figure_moves_with_what_it_counts(start_node: Callable[..., Node])
         assert {name: each["pid"] for name, each in processes.items()} == running
         for each in processes.values():
             assert each["rss_bytes"] > 2**20
-            assert each["cpu_s"] >= 0  # in ticks of the system: a young process that waits has none yet
+            assert (
+                each["cpu_s"] >= 0
+            )  # in ticks of the system: a young process that waits has none yet
 
         def they_have_worked() -> bool:
             database.set_many({f"k{i}": "value" for i in range(1000)})

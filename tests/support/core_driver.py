@@ -74,6 +74,7 @@ class CoreDriver:
         self.to_writer: list[tuple[Any, ...]] = []  # what the storage writer was asked
         self.log_begins = 1  # the first seq that the log still holds
         self.peers = 0
+        self.manager_waits: list[Any] | None = None
         self.restart()
 
     def random(self) -> int:
@@ -126,12 +127,23 @@ class CoreDriver:
 
     def talk(self, messages: Sequence[Any]) -> None:
         """Network process and conflict manager say what they have to say, until both are silent."""
+        if self.manager_waits is not None:
+            self.manager_waits += messages
+            return
         for message in messages:
             self.manager.now_ns = self.now_ns
             self.manager.hear(unpack(pack(message)))
         for message in self.manager.take_output():
             self.core.manager_says(unpack(pack(message)), self.now_ns, self.unix_ms)
             self.perform()
+
+    def stall_manager(self) -> None:
+        """The conflict manager stands still; what it is told waits for it in `manager_waits`."""
+        self.manager_waits = []
+
+    def wake_manager(self) -> None:
+        waited, self.manager_waits = self.manager_waits or [], None
+        self.talk(waited)
 
     def new_manager(self) -> None:
         """The conflict manager dies and is started anew."""

@@ -39,6 +39,8 @@ from nun.limits import (
     KEYS_PAGE_MAX,
     KEYS_SCAN_MAX,
     LEASE_MS_MAX,
+    MANAGER_HEARD_EVERY,
+    MANAGER_UNHEARD_MAX,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class Arbitration:
         self._asked: dict[tuple[bytes, int], int] = {}  # (client id, number) -> ticket
         self._arbiters: dict[bytes, dict[bytes, tuple[int, bytes]]] = {}
         # client id -> its arbiters here -> database and user
+        self._unheard = 0  # messages that the manager has not told to have heard
+        self._behind = False  # something was not told
 
     def handlers(self) -> dict[int, tuple[int, Handler]]:
         """Kind of request -> (length of its array, handler)."""
@@ -83,6 +87,31 @@ class Arbitration:
         }
 
     # What the manager is told
+
+    def _tell_manager(self, message: tuple[Any, ...]) -> None:
+        """Tells the manager, unless so much waits for it that it is told all anew when it has caught up."""
+        if self._unheard < MANAGER_UNHEARD_MAX:
+            self._unheard += 1
+            self._core.out.to_manager.append(message)
+        else:
+            self._behind = True
+
+    def _heard(self, count: int) -> None:
+        self._unheard = max(self._unheard - count, 0)
+        if self._behind and self._unheard < MANAGER_HEARD_EVERY:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """A manager that knows nothing, or not all: claims of its earlier life are over."""
+        self._behind = False
+        self._unheard = 0
+        self._core.conflicts.arbiters = {}
+        if self._core.decides:
+            self._tell_all()
+            for ticket, waiting in self._waiting.items():
+                self._ask(ticket, waiting)
+        else:
+            self._tell_manager((m.CONFLICTS_ARE, []))
 
     def began(self) -> None:
         """This node decides from now on."""
@@ -97,7 +126,7 @@ class Arbitration:
             if session is not None and waiting is not None:
                 error = NoPrimary("this node is no longer the primary", retry_after_ms=50)
                 self._core.refuse(session.peer, waiting.message[2], error)
-        self._core.out.to_manager.append((m.CONFLICTS_ARE, []))
+        self._tell_manager((m.CONFLICTS_ARE, []))
 
     def _tell_all(self) -> None:
         conflicts = self._core.conflicts
@@ -111,7 +140,7 @@ class Arbitration:
             [database, key, len(queue.shown), conflicts.deadline_ms(database, opened_ms)]
             for opened_ms, database, key, queue in found
         ]
-        self._core.out.to_manager.append((m.CONFLICTS_ARE, told))
+        self._tell_manager((m.CONFLICTS_ARE, told))
 
     def options_changed(self) -> None:
         """Deadlines may have changed."""
@@ -125,7 +154,7 @@ class Arbitration:
         if queue.entries:
             deadline = self._core.conflicts.deadline_ms(database, queue.entries[0].opened_ms)
         told = (m.CONFLICT_IS, database, key, len(queue.shown), deadline, closed)
-        self._core.out.to_manager.append(told)
+        self._tell_manager(told)
 
     def came(self, session: Session, message: list[Any]) -> None:
         """An arbiter asks at this node."""
@@ -145,7 +174,7 @@ class Arbitration:
         core = self._core
         for arbiter, (database, user) in sorted(self._arbiters.pop(session.client_id, {}).items()):
             if core.decides:
-                core.out.to_manager.append((m.ARBITER_GONE, arbiter))
+                self._tell_manager((m.ARBITER_GONE, arbiter))
             elif core.roles.primary is not None:
                 number = session.highest_number + 1
                 message = [m.RELEASE, session.token, number, 0, database, arbiter, b"", 0]
@@ -158,11 +187,9 @@ class Arbitration:
         core = self._core
         match message:
             case [m.MANAGER_UP]:
-                core.conflicts.arbiters = {}
-                if core.decides:
-                    self._tell_all()
-                    for ticket, waiting in self._waiting.items():
-                        self._ask(ticket, waiting)
+                self._begin_anew()
+            case [m.HEARD, int() as count]:
+                self._heard(count)
             case [m.ARBITERS_ARE, list() as counts]:
                 core.conflicts.arbiters = dict(counts)
             case [m.OFFER, ticket, database, key, attempt]:
@@ -212,7 +239,7 @@ class Arbitration:
             )
         else:
             told = (m.CLAIM_CHECK, ticket, message[4], message[5], waiting.attempt)
-        self._core.out.to_manager.append(told)
+        self._tell_manager(told)
 
     def _take(self, ticket: int) -> _Waiting | None:
         waiting = self._waiting.pop(ticket, None)
@@ -250,7 +277,7 @@ class Arbitration:
             raise BadRequest("a claim is given back by arbiter, key and attempt")
         self.went(session, message)
         told: tuple[Any, ...] = (m.CLAIM_RELEASED, arbiter, database, key, attempt)
-        self._core.out.to_manager.append(told if key else (m.ARBITER_GONE, arbiter))
+        self._tell_manager(told if key else (m.ARBITER_GONE, arbiter))
         self._core.reply(session, number, None)
 
     def _offered(self, ticket: int, database: int, key: bytes | None, attempt: int) -> None:
@@ -260,7 +287,7 @@ class Arbitration:
         if waiting is None or session is None:
             if waiting is not None:
                 self._take(ticket)
-                core.out.to_manager.append((m.ARBITER_GONE, waiting.message[5]))
+                self._tell_manager((m.ARBITER_GONE, waiting.message[5]))
             return
         core.level = waiting.level
         if key is None:
@@ -278,7 +305,7 @@ class Arbitration:
         if queue is None or not allowed:
             # Not for this arbiter, or gone meanwhile: something else, perhaps.
             arbiter = waiting.message[5]
-            core.out.to_manager.append((m.CLAIM_RELEASED, arbiter, database, key, attempt))
+            self._tell_manager((m.CLAIM_RELEASED, arbiter, database, key, attempt))
             if not allowed:
                 waiting.skipped.append(key)
             waiting.attempt = core.stream.clock.reserve(core.unix_ms)

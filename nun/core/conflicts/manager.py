@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nun import messages as m
+from nun.limits import MANAGER_HEARD_EVERY
 
 Key = tuple[int, bytes]  # database, key
 _MS_NS: Final = 1_000_000
@@ -78,6 +79,7 @@ class ConflictManagerCore:
         self._deadlines: list[tuple[int, Key]] = []
         self._deadline_of: dict[Key, int] = {}
         self._told: dict[int, int] = {}
+        self._heard = 0
 
     def take_output(self) -> list[tuple[Any, ...]]:
         out, self.out = self.out, []
@@ -133,6 +135,10 @@ class ConflictManagerCore:
                 claim = self._claims.get((database, key))
                 good = claim is not None and claim.attempt == attempt
                 self.out.append((m.CLAIM_IS, ticket, good))
+        self._heard += 1
+        if self._heard == MANAGER_HEARD_EVERY:
+            self.out.append((m.HEARD, self._heard))
+            self._heard = 0
         self._tell_presence()
         self._offer()
 

@@ -9,6 +9,7 @@ import pytest
 
 from nun import messages as m
 from nun.core import record
+from nun.core.conflicts import arbitration, manager
 from nun.core.settings import ConflictSettings
 from nun.errors import (
     BadRequest,
@@ -118,6 +119,34 @@ def test_a_manager_that_was_started_anew_offers_again() -> None:
     assert reply is not None
     assert resolve(one, old, "of the earlier life").status == ClaimLost.code
     assert resolve(two, reply.value(), "x").value() == [3, 0]
+
+
+def test_a_manager_that_stands_still_has_a_bound_and_is_told_all_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arbitration, "MANAGER_UNHEARD_MAX", 10)
+    for module in (arbitration, manager):
+        monkeypatch.setattr(module, "MANAGER_HEARD_EVERY", 5)
+    driver = made()
+    for number in range(20):  # many more than the bound, heard as they come: nobody is behind
+        conflict_on(driver, f"before{number}")
+    driver.stall_manager()
+    one, two = driver.client(), driver.client()
+    waiting = claim(one, b"a1")
+    for number in range(20):
+        conflict_on(driver, f"k{number}")
+    late = claim(two, b"a2")
+    assert driver.manager_waits is not None
+    assert 5 <= len(driver.manager_waits) <= 10
+    driver.wake_manager()
+    asked = [one.reply_to(waiting), two.reply_to(late)]
+    assert all(reply is not None for reply in asked)
+    offered = [reply.value()[1] for reply in asked if reply is not None]
+    while (offer := claimed(one, b"a1")) is not None:
+        offered.append(offer[1])
+    assert set(offered) == {  # what was claimed before it was told all anew is offered again
+        name % number for name in (b"before%d", b"k%d") for number in range(20)
+    }
 
 
 def test_a_node_that_was_started_anew_has_the_same_queue() -> None:
