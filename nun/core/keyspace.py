@@ -23,6 +23,9 @@ from nun.limits import BASES_BYTES_MAX
 _MERGE_ABOVE: Final = 2_000
 
 
+Page = tuple[list[bytes], bytes | None]  # keys, and the key to go on after when there may be more
+
+
 class Pattern:
     """NunDB's patterns: `prefix*`, `*suffix`, else a substring; an empty one matches all."""
 
@@ -207,9 +210,7 @@ class Table:
             self._added.sort()
         return self._sorted, self._added
 
-    def page(
-        self, pattern: Pattern, after: bytes | None, limit: int, scan_max: int
-    ) -> tuple[list[bytes], bytes | None]:
+    def page(self, pattern: Pattern, after: bytes | None, limit: int, scan_max: int) -> Page:
         """Up to `limit` live keys that match, and the key to go on after when there may be more.
 
         Looks at no more than `scan_max` keys, so a page may be short, even empty, and still not be the last.

@@ -15,7 +15,7 @@ I3  The outbox is bounded in bytes; beyond, local writes are refused. So is what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +46,7 @@ from nun.messages import IN_CONFLICT
 from nun.position import NOTHING
 
 if TYPE_CHECKING:
+    from nun.core.keyspace import Page, Pattern
     from nun.core.network import NetworkCore
     from nun.core.requests.sessions import Session
 
@@ -236,8 +237,33 @@ class Tentative:
         found = self.shown.get(database, {}).get(key)
         return None if found is None else found[0]
 
+    def page_of(
+        self, database: int, pattern: Pattern, after: bytes | None, limit: int, page: Page
+    ) -> tuple[Page, Collection[bytes]]:
+        """A page of committed keys with what is added and removed tentatively, and the keys that it shows so.
+
+        Args:
+            after, limit: as asked. page: up to so many keys, and the key to go on after, None at the end.
+        """
+        found, until = page
+        own = {
+            key: packed
+            for key, (packed, _) in self.shown.get(database, {}).items()
+            if pattern.matches(key)
+            and (after is None or key > after)
+            and (until is None or key <= until)
+        }
+        if not own:
+            return page, own
+        live = {key for key, packed in own.items() if record.is_live(packed)}
+        found = sorted(live.union(found) - (own.keys() - live))
+        if len(found) > limit:
+            found = found[:limit]
+            until = found[-1]
+        return (found, until), own
+
     def reply(
-        self, session: Session, number: int, database: int, keys: Sequence[bytes], result: Any
+        self, session: Session, number: int, database: int, keys: Collection[bytes], result: Any
     ) -> None:
         """Answers a read that shows tentative values, once they are durable here."""
         frame = pack((0, number, result, None, 0))

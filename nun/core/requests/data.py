@@ -8,7 +8,7 @@ I1  Whatever reads or decides has the batch that was put off stored first: no re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
@@ -133,10 +133,18 @@ class DataRequests:
             raise BadRequest("keys takes a pattern, and a key to go on after or nil")
         if type(limit) is not int or limit < 1:
             raise BadRequest("the limit of keys is a positive integer")
-        found, after = table.page(Pattern(pattern), after, min(limit, KEYS_PAGE_MAX), KEYS_SCAN_MAX)
+        wanted, limit = Pattern(pattern), min(limit, KEYS_PAGE_MAX)
+        page = table.page(wanted, after, limit, KEYS_SCAN_MAX)
+        own: Collection[bytes] = ()
+        if core.tentative.shown:
+            page, own = core.tentative.page_of(database, wanted, after, limit, page)
+        found, after = page
         system = pattern.startswith(b"$") and rights.admin
         if not system:
             found = [key for key in found if not key.startswith(b"$$") and rights.allows("r", key)]
+        if own:
+            core.tentative.reply(session, number, database, own, [found, after])
+            return
         core.reply(session, number, [found, after], waits_for=self._stream.newest())
 
     def _connections(self, database: int) -> bytes:

@@ -101,6 +101,45 @@ def test_a_local_write_is_shown_once_it_is_in_the_outbox(cluster: Cluster) -> No
     assert value_of(cluster.primary, b"a") is None
 
 
+def pages(client: DrivenClient, pattern: str, limit: int) -> list[list[bytes]]:
+    found, after = [], None
+    while not found or after is not None:
+        page, after = reply_to(client, ask(client, m.KEYS, 1, pattern, limit, after)).result
+        found.append(page)
+    return found
+
+
+def test_keys_are_listed_as_they_are_shown(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    with_them = cluster.primary.client()
+    for key in ("b", "d", "f", "x"):
+        write(with_them, m.SET, 1, key, "1", None)
+    cluster.carry()
+    client = replica.client()
+    assert pages(client, "*", 100) == [[b"b", b"d", b"f", b"x"]]
+    for kind, *arguments in [
+        (m.SET, 1, "a", "1", None),
+        (m.INCREMENT, 1, "e", 2),
+        (m.REMOVE, 1, "d", None),
+        (m.SET, 1, "gone", "1", None),
+        (m.REMOVE, 1, "gone", None),
+        (m.SET, 1, "y", "1", None),
+    ]:
+        write(client, kind, *arguments, level=LOCAL)
+    early = ask(client, m.KEYS, 1, "*", 100, None)
+    assert client.reply_to(early) is None, "a crash could take it back"
+    keep_outbox(replica)
+    shown = [b"a", b"b", b"e", b"f", b"x", b"y"]
+    assert reply_to(client, early).result == [shown, None]
+    for limit in range(1, 8):
+        by_pages = pages(client, "*", limit)
+        assert [key for page in by_pages for key in page] == shown
+        assert max(map(len, by_pages)) <= limit
+    assert pages(client, "e", 100) == [[b"e"]]
+    assert pages(client, "g*", 100) == [[]]
+    assert pages(cluster.primary.client(), "*", 100) == [[b"b", b"d", b"f", b"x"]]
+
+
 def test_local_writes_build_on_what_is_shown(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
     client = replica.client()
