@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nun
-from tests.support.node import ADMIN, ROOT, Node, free_port, wait_until
+from tests.support.node import ADMIN, ROOT, Node, wait_until
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -72,15 +72,7 @@ def running(*arguments: str) -> Iterator[Command]:
 
 def free_base(nodes: int) -> int:
     """A base port: those of so many nodes are free."""
-    while True:
-        base = 10_000 + free_port() % 40_000
-        with ExitStack() as stack:
-            try:
-                for port in (base + 100 * i + j for i in range(1, nodes + 1) for j in (1, 2, 3)):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return base
+    return free_port(*(100 * i + j for i in range(1, nodes + 1) for j in (1, 2, 3)))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

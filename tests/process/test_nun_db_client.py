@@ -20,7 +20,8 @@ from tests.support.browser import PNG, Browser, chromium
 from tests.support.cluster import Cluster
 from tests.support.fuzzing_text import frame
 from tests.support.gateway import Served, post, serves, upgraded
-from tests.support.node import free_port, wait_until
+from tests.support.node import wait_until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.process
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 import psutil
 
 import nun
-from tests.support.node import ADMIN, Node, Settings, free_port, wait_until
+from tests.support.node import ADMIN, Node, Settings, wait_until
+from tests.support.ports import free_port
 from tests.support.proxy import Faults, Proxy
 
 DATABASE = "d"

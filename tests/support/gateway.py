@@ -6,7 +6,8 @@ import socket
 import urllib.request
 from pathlib import Path
 
-from tests.support.node import Node, Settings, free_port, wait_until
+from tests.support.node import Node, Settings, wait_until
+from tests.support.ports import free_port
 
 
 def post(port: int, body: str | bytes) -> str:

@@ -16,18 +16,18 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from actors.processes import actor_of
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"user": "nun", "password": "nun-pwd"}
@@ -43,35 +43,6 @@ Settings = Mapping[str, Mapping[str, Any]]
 def adopt_orphans() -> None:
     """Makes this process the parent of what its children leave behind, so that a leak is seen and not lost to init."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on; another one each time.
-
-    None of those that the system gives to connections and to binds without a number: it could give one away between
-    now and the moment when a node binds it.
-    """
-    while True:
-        port = next(_ports)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-
-
-def _shuffled_ports() -> Iterator[int]:
-    """Ports below the ephemeral ones, in an order of this process's own."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = list(range(min(10_000, first // 2), first))
-    while True:
-        random.SystemRandom().shuffle(ports)
-        yield from ports
-
-
-_ports = _shuffled_ports()
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:

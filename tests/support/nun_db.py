@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from actors.nun_db_options import NODES, STREAM
-from tests.support.node import ROOT, Node, free_port
+from tests.support.node import ROOT, Node
+from tests.support.ports import free_port
 
 USER = "mateus"
 OFFSET = 10_000
@@ -26,22 +25,8 @@ _SHORT = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
 
 
 def free_tcp_port() -> int:
-    """A port that is free, as are those which are derived from it; below the ones that the system gives out itself."""
-    while True:
-        port = 12_000 + free_port() % 7_000
-        if port in _taken:
-            continue
-        _taken.add(port)
-        with ExitStack() as stack:
-            try:
-                for distance in (0, OFFSET, OFFSET + NODES, OFFSET + STREAM):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + distance))
-            except OSError:
-                continue
-            return port
-
-
-_taken: set[int] = set()
+    """A port that is free, as are those which are derived from it."""
+    return free_port(OFFSET, OFFSET + NODES, OFFSET + STREAM)
 
 
 def environment(**more: str) -> dict[str, str]:
