@@ -107,7 +107,7 @@ def _become(module: Module, reader: int, inherited: Sequence[int]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            if callable(signal.getsignal(number)) and number != signal.SIGINT:
+            if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         os.dup2(reader, 0)
         first = _NO_DESCRIPTOR
