@@ -1,7 +1,6 @@
 """The records of one database in memory, and their keys in order.
 
-A Table is owned by the network process. Its keys and records are packed `bytes`; the sorted list of keys that `keys`
-needs is made when it is first asked for and then kept up by merging what was added since.
+A Table is owned by the network process. Its keys and records are packed `bytes`.
 
 I1  `live` counts the keys that have a value, `bytes` the lengths of all records and keys, `special` the records that
     are more than head and value.
@@ -11,17 +10,13 @@ I3  Where bases are kept, they are the records that were replaced last, one a ke
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from nun.core import record
-from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX
-from nun.core.record import ABSENT
+from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX, OPEN_BEGINS
+from nun.core.ordered import OrderedKeys
+from nun.core.record import ABSENT, HEAD_BYTES
 from nun.limits import BASES_BYTES_MAX
-
-_MERGE_ABOVE: Final = 2_000
-
 
 Page = tuple[list[bytes], bytes | None]  # keys, and the key to go on after when there may be more
 
@@ -60,9 +55,9 @@ class Table:
         self.special = 0  # records that are not what a reader gets: tombstones, signed, in conflict
         self.live = 0
         self.bytes = 0
-        self._sorted: list[bytes] | None = None
-        self._added: list[bytes] = []
-        self._gone = 0
+        self._order = OrderedKeys(self.records)
+        self._open: dict[bytes, None] = {}  # entries of the ledger
+        self._open_order = OrderedKeys(self._open)
         if self.records:
             self._count()
 
@@ -75,6 +70,7 @@ class Table:
         self.tombstones = {key: op_id for op_id, key in sorted(removed)}
         entries = [key for key in self.records if key.startswith(CONFLICT_PREFIX)]
         self.ledger = dict.fromkeys(key for key in entries if record.is_live(self.records[key]))
+        self._open.update((key, None) for key in self.ledger if _is_open_entry(self.records[key]))
         dead = sum(not record.is_live(packed) for _, packed in special)
         self.live = len(self.records) - dead
         self.bytes = sum(map(len, self.records)) + sum(map(len, self.records.values()))
@@ -96,8 +92,7 @@ class Table:
             self.live += added
             fresh = [key for key, was in zip(keys, old, strict=True) if was is ABSENT]
             self.bytes += sum(map(len, fresh)) + len(ABSENT) * added
-            if self._sorted is not None:
-                self._added += fresh
+            self._order.added(fresh)
 
     def replace(self, key: bytes, new: bytes | None) -> bytes | None:
         """Stores one record (None drops the key) and returns what it replaced."""
@@ -112,15 +107,14 @@ class Table:
             if old is None:
                 return None
             del records[key]
-            self._gone += 1
+            self._order.removed()
             self.bytes -= len(key) + len(old)
             self._uncount(key, old)
             return old
         records[key] = new
         if old is None:
             self.bytes += len(key) + len(new)
-            if self._sorted is not None:
-                self._added.append(key)
+            self._order.added((key,))
         else:
             self.bytes += len(new) - len(old)
             self._uncount(key, old)
@@ -133,10 +127,18 @@ class Table:
         return old
 
     def _ledger_changed(self, key: bytes, new: bytes | None) -> None:
-        if record.is_live(new):
+        if new is not None and record.is_live(new):
             self.ledger[key] = None
+            opened = _is_open_entry(new)
         else:
             self.ledger.pop(key, None)
+            opened = False
+        if opened and key not in self._open:
+            self._open[key] = None
+            self._open_order.added((key,))
+        elif not opened and key in self._open:
+            del self._open[key]
+            self._open_order.removed()
 
     # Bases
 
@@ -186,29 +188,11 @@ class Table:
 
     def ordered(self, after: bytes | None, prefix: bytes) -> Iterator[bytes]:
         """Keys that begin with `prefix`, in byte order, beyond `after`; some may be tombstones or gone."""
-        base, added = self._ordered_parts()
-        if after is None or after < prefix:
-            starts = bisect_left(base, prefix), bisect_left(added, prefix)
-        else:
-            starts = bisect_right(base, after), bisect_right(added, after)
-        for key in _merged(base, starts[0], added, starts[1]):
-            if not key.startswith(prefix):
-                return
-            yield key
+        return self._order.beyond(after, prefix)
 
-    def _ordered_parts(self) -> tuple[list[bytes], list[bytes]]:
-        if self._sorted is None or self._gone > len(self.records):
-            self._sorted = sorted(self.records)
-            self._added = []
-            self._gone = 0
-        if len(self._added) > _MERGE_ABOVE:
-            self._sorted = sorted(
-                {*self._sorted, *self._added} if self._gone else self._sorted + self._added
-            )
-            self._added = []
-        else:
-            self._added.sort()
-        return self._sorted, self._added
+    def open_entries(self, after: bytes | None, prefix: bytes) -> Iterator[bytes]:
+        """As `ordered`, of the open entries of the ledger alone."""
+        return self._open_order.beyond(after, prefix)
 
     def page(self, pattern: Pattern, after: bytes | None, limit: int, scan_max: int) -> Page:
         """Up to `limit` live keys that match, and the key to go on after when there may be more.
@@ -229,14 +213,5 @@ class Table:
         return found, None
 
 
-def _merged(base: list[bytes], i: int, added: list[bytes], j: int) -> Iterator[bytes]:
-    """Two sorted lists from the given indexes on, as one."""
-    while j < len(added):
-        until = bisect_right(base, added[j], i)
-        yield from base[i:until]
-        i = until
-        yield added[j]
-        j += 1
-    while i < len(base):
-        yield from base[i : i + 1_000]
-        i += 1_000
+def _is_open_entry(packed: bytes) -> bool:
+    return packed.startswith(OPEN_BEGINS, HEAD_BYTES)

@@ -452,7 +452,8 @@ class Arbitration:
         found: list[list[bytes]] = []
         size = 0
         last = None
-        for scanned, place in enumerate(table.ordered(after, prefix)):
+        ordered = table.open_entries if wanted == ledger.OPEN else table.ordered
+        for scanned, place in enumerate(ordered(after, prefix)):
             if (
                 len(found) == min(limit, KEYS_PAGE_MAX)
                 or scanned == KEYS_SCAN_MAX

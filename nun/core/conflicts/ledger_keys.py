@@ -6,6 +6,7 @@ import base64
 from typing import Any, Final
 
 CONFLICT_PREFIX: Final = b"$conflicts_"  # the ledger: $conflicts_KEY_OPID
+OPEN_BEGINS: Final = b'{"state": "open"'  # the value of an open entry
 
 
 def entry_key(key: bytes, op_id: int) -> bytes:
