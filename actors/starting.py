@@ -83,8 +83,12 @@ def start_process(module: Module, inherited: Iterable[int]) -> Process:
 
 
 def _may_fork() -> bool:
-    # Elsewhere the system's own libraries start threads, and forbid it.
-    return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+    if sys.platform != "linux":
+        return False  # elsewhere the system's own libraries start threads, and forbid it
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False  # nobody knows
 
 
 def _executed(module: Module, reader: int, inherited: Sequence[int]) -> _Started:
