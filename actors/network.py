@@ -191,12 +191,12 @@ class Network:
         seen_from = max(first_unseen(items, state), reaches if reaches >= 0 else last)
         asked = {request_of(data) for _, data in items}
         decided = {
-            (effect[1], effect[2])
+            (effect[1], effect[2]): effect[4]
             for _, effects in entries(self.reader, seen_from + 1, last)
             for effect in effects
             if effect[0] == fx.OUTCOME and (effect[1], effect[2]) in asked
         }
-        return Held(following, items, seen_from, frozenset(decided))
+        return Held(following, items, seen_from, decided)
 
     def subscriptions_readable(self) -> bool:
         """A subscription on the op stream: from here on its subscriber gets what is sent."""

@@ -121,3 +121,8 @@ def incremented(key: bytes, old: bytes, delta: int) -> int:
             key=key,
         )
     return total
+
+
+def is_refusal(answer: Any) -> bool:
+    """Whether an operation of a batch was answered by [code, message, key]; a sum is [version, value]."""
+    return isinstance(answer, list) and len(answer) == 3

@@ -417,6 +417,14 @@ BUGS: tuple[Bug, ...] = (
         ("tests/unit/core/test_repeats.py",),
     ),
     Bug(
+        "refused-here-forgotten",
+        "what another history had acknowledged and this one refused is dropped",
+        "nun/core/proposals/items.py",
+        "            self._keep(item, refused, None if info is None else info.number)\n",
+        "",
+        ("tests/unit/core/test_repeats.py",),
+    ),
+    Bug(
         "outbox-dropped-at-decision",
         "an item leaves the outbox when it is decided, not when that is settled",
         "nun/core/proposals/tentative.py",

@@ -37,7 +37,12 @@ from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.conflicts.ledger_keys import entry_key, hidden_bytes, shown_bytes
+from nun.core.conflicts.ledger_keys import (
+    entry_key,
+    hidden_bytes,
+    key_and_op_id,
+    shown_bytes,
+)
 from nun.core.proposals.outbox import Item, Operation
 from nun.core.record import ABSENT
 from nun.limits import NOTICE_BYTES_MAX
@@ -250,6 +255,19 @@ class Ledger:
         """Whether a write has an entry."""
         table = self._core.tables.get(database)
         return table is not None and record.is_live(table.records.get(entry_key(key, op_id)))
+
+    def has_request(self, write: Write) -> bool:
+        """Whether the request of a write has an entry for its key, be it under another op id."""
+        table = self._core.tables[write.database]
+        whose = (write.client_id.hex(), write.request)
+        for place in table.ordered(None, entry_key(write.key, 0)[:-1]):
+            packed = table.records.get(place)
+            if packed is None or head_of(packed) is None or key_and_op_id(place)[0] != write.key:
+                continue
+            entry = json.loads(record.value_of(packed))
+            if (entry["client_id"], entry["request"]) == whose:
+                return True
+        return False
 
     def put(self, database: int, places: Sequence[bytes], entries: Iterable[dict[str, Any]]) -> int:
         """Stores entries; returns how many bytes they are."""

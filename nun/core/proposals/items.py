@@ -8,6 +8,8 @@ version that its writer was told, for that may come back as a condition.
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
     is gone, the node that holds the item says what it has seen of this history; while that is not enough, it waits.
+I3  A request that this history refused was done in the one that the item comes from, or there were no item: its writer
+    may have been told either. So what it wrote gets an entry of the ledger, unless it has one.
 """
 
 from __future__ import annotations
@@ -16,14 +18,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
-from nun.codec import pack
+from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
-from nun.core.accept import incremented
+from nun.core.accept import incremented, is_refusal
 from nun.core.conflicts.ledger import write_of
 from nun.core.keyspace import Table
 from nun.core.proposals.outbox import Item, Operation, decode_item
-from nun.core.proposals.repeats import DONE, LATER, OPEN, has_passed, may_decide
+from nun.core.proposals.repeats import (
+    DONE,
+    LATER,
+    OPEN,
+    REFUSED,
+    has_passed,
+    is_refused,
+    may_decide,
+)
 from nun.core.record import ABSENT
 from nun.errors import ClaimLost, NotANumber, VersionConflict
 from nun.limits import VERSION_MAX
@@ -31,6 +41,7 @@ from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
+    from nun.core.state import Row
 
 
 REPLACED: Final = "it was made on a record that has been replaced since"
@@ -76,9 +87,12 @@ class Items:
     def _decide(self, item: Item, verdict: int) -> None:
         core = self._core
         client = core.state.clients.get(item.client_id)
-        if verdict == DONE or (client is not None and item.number in client.rows):
-            return
+        row = None if client is None else client.rows.get(item.number)
         info = core.state.database_named(item.database.decode("utf-8", "replace"))
+        if row is not None or verdict in (DONE, REFUSED):
+            refused = _writes_of(item) if verdict == REFUSED else _refused_in(row, item)
+            self._keep(item, refused, None if info is None else info.number)
+            return
         if info is None and item.kind == m.CREATE_DATABASE:
             self._create(item)
             return
@@ -98,6 +112,20 @@ class Items:
             self._resolve(item, info.number)
         else:
             self._apply(item, info.number)
+
+    def _keep(self, item: Item, refused: list[Operation], database: int | None) -> None:
+        """Writes that were refused here, and done in a history that is gone (I3)."""
+        core = self._core
+        if item.kind == m.CREATE_DATABASE or not refused:
+            return  # of a database, there is one of that name
+        core.stream.clock.observe(max(operation.op_id for operation in item.operations))
+        reason = (
+            "it was done in a history that is gone, and the same request was refused in this one"
+        )
+        for operation in refused:
+            write = write_of(item, operation, database or 0)
+            if database is None or not core.ledger.has_request(write):
+                core.ledger.refuse(item, operation, database, reason)
 
     def _resolve(self, item: Item, database: int) -> None:
         """A resolution that was accepted in a history that is gone."""
@@ -164,7 +192,7 @@ class Items:
                 answers.append([version, int(value)] if summed else version)
         if item.kind in (m.SET_MANY, m.BATCH):
             self._outcome(item, 0, [pack(answers), *([True] if item.atomic else ())])
-        elif isinstance(answers[0], list) and len(answers[0]) == 3:
+        elif is_refusal(answers[0]):
             code, *told = answers[0]
             self._outcome(item, code, told)
         else:
@@ -237,7 +265,7 @@ class Items:
     def _outcome(self, item: Item, status: int, result: Any) -> None:
         op_id = item.operations[0].op_id
         effect = (fx.OUTCOME, item.client_id, item.number, item.floor, status, op_id, result)
-        self._core.tentative.repeats.decided((item.client_id, item.number))
+        self._core.tentative.repeats.decided((item.client_id, item.number), status)
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
 
@@ -245,6 +273,22 @@ class Items:
 def _writes_of(item: Item) -> list[Operation]:
     """The operations that are to change something."""
     return [operation for operation in item.operations if operation.kind != m.GET]
+
+
+def _refused_in(row: Row | None, item: Item) -> list[Operation]:
+    """Which writes of an item were refused when its request was decided in this history."""
+    if row is None:
+        return []
+    if is_refused(row.status):
+        return _writes_of(item)
+    match row.result:
+        case [bytes() as packed, *_] if not row.status:
+            answers = unpack(packed)
+            if len(answers) == len(item.operations):
+                both = zip(item.operations, answers, strict=True)
+                refused = [one for one, answer in both if is_refusal(answer)]
+                return [operation for operation in refused if operation.kind != m.GET]
+    return []
 
 
 def _is_there(table: Table, operation: Operation) -> bool:

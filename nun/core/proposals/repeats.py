@@ -12,18 +12,21 @@ I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from nun.core import effects as fx
 from nun.core.proposals.outbox import Item, decode_item
 from nun.core.state import ClientRows, NodeState
+from nun.errors import ConflictPending
 from nun.position import Epoch, Position
 
 UNKNOWN: Final = 0
 OPEN: Final = 1
 DONE: Final = 2
 LATER: Final = 3  # not decided so far; whether it may still be, the floor does not show yet
+REFUSED: Final = 4  # DONE, and it was refused
 
 Request = tuple[bytes, int]  # client id, number
 
@@ -35,13 +38,13 @@ class Held(NamedTuple):
         following: the number of the next item.
         items: (number, item), oldest first.
         seen_from: every entry after this seq was looked at.
-        decided: the requests that those entries decided.
+        decided: the requests that those entries decided, and with which status.
     """
 
     following: int = 1
     items: Sequence[tuple[int, bytes]] = ()
     seen_from: int = 0
-    decided: frozenset[Request] = frozenset()
+    decided: Mapping[Request, int] = MappingProxyType({})
 
 
 def common_with(since: Position, epochs: Sequence[tuple[Epoch, int]]) -> int:
@@ -81,6 +84,11 @@ def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Posit
     return verdict == OPEN and max(late, default=0) <= seen.seq
 
 
+def is_refused(status: int) -> bool:
+    """Whether the outcome of a request says that it changed nothing, and is kept nowhere."""
+    return status not in (0, ConflictPending.code)
+
+
 class Repeats:
     """Watches the stream for outcomes of requests that are in the outbox."""
 
@@ -88,7 +96,7 @@ class Repeats:
         self._state = state
         self._items: dict[int, tuple[Request, int]] = {}  # and the op id
         self._unseen: set[int] = set()
-        self._done: set[int] = set()
+        self._done: dict[int, int] = {}  # -> DONE or REFUSED
         self._waiting: dict[Request, list[int]] = {}
         for number, data in held.items:
             item = decode_item(data)
@@ -99,8 +107,8 @@ class Repeats:
             # An item that came twice, when its decision was cut off: what is known of the later one goes for both.
             if not self._unseen.issuperset(numbers):
                 self._unseen.difference_update(numbers)
-        for request in held.decided:
-            self.decided(request)
+        for request, status in held.decided.items():
+            self.decided(request, status)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -111,21 +119,23 @@ class Repeats:
         self._items[number] = request, item.op_id
         self._waiting.setdefault(request, []).append(number)
 
-    def decided(self, request: Request) -> None:
+    def decided(self, request: Request, status: int) -> None:
         """An entry of this history has decided a request."""
-        self._done.update(self._waiting.get(request, ()))
+        verdict = REFUSED if is_refused(status) else DONE
+        for number in self._waiting.get(request, ()):
+            self._done[number] = verdict
 
     def look_at(self, effects: Iterable[fx.Effect]) -> None:
         """An entry of this history."""
         for effect in effects:
             if effect[0] == fx.OUTCOME:
-                self.decided((effect[1], effect[2]))
+                self.decided((effect[1], effect[2]), effect[4])
 
     def drop(self, number: int) -> None:
         """An item has left the outbox."""
         request, _ = self._items.pop(number)
         self._unseen.discard(number)
-        self._done.discard(number)
+        self._done.pop(number, None)
         waiting = self._waiting[request]
         waiting.remove(number)
         if not waiting:
@@ -134,7 +144,7 @@ class Repeats:
     def verdict(self, number: int) -> int:
         """What is known of the request of an item that is in the outbox."""
         if number in self._done:
-            return DONE
+            return self._done[number]
         if number in self._unseen:
             return UNKNOWN
         request, op_id = self._items[number]

@@ -26,6 +26,7 @@ from nun.core.accept import (
     base_of,
     check_condition,
     incremented,
+    is_refusal,
     next_version,
     refuses,
 )
@@ -347,7 +348,7 @@ class BatchRequests:
     ) -> None:
         waits_for = later(waits_for, self._stream.at(row.position.seq))
         if failed:
-            for index in [i for i, answer in enumerate(answers) if _is_refusal(answer)]:
+            for index in [i for i, answer in enumerate(answers) if is_refusal(answer)]:
                 code, text, key = answers[index]
                 body, waits_for = self._core.data.told(code, text, key, database, waits_for)
                 if code == ConflictPending.code:
@@ -366,11 +367,6 @@ class BatchRequests:
             op_id=row.op_id,
             waits_for=waits_for,
         )
-
-
-def _is_refusal(answer: Any) -> bool:
-    """[code, message, key]; a sum is [version, value]."""
-    return isinstance(answer, list) and len(answer) == 3
 
 
 class _Decided:
@@ -467,7 +463,7 @@ class _Decided:
             answer: Any = [error.code, error.message, error.fields.get("key")]
             if isinstance(error, VersionConflict) and not self._atomic and not refuses(condition):
                 answer = self._challenge(kind, key, old, argument, condition, op_id, error.message)
-            self.failed += _is_refusal(answer)
+            self.failed += is_refusal(answer)
             self.answers.append(answer)
             return None
         if kind == m.REMOVE and not record.is_live(old):
@@ -534,4 +530,4 @@ class _Decided:
         for key, old in zip(reversed(self.keys), reversed(self.old), strict=True):
             self._table.replace(key, None if old is ABSENT else old)
         self._clear()
-        self.answers = [answer if _is_refusal(answer) else None for answer in self.answers]
+        self.answers = [answer if is_refusal(answer) else None for answer in self.answers]

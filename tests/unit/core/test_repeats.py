@@ -8,13 +8,14 @@ import pytest
 
 from nun import messages as m
 from nun import peer_messages as pm
+from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.proposals import repeats
 from nun.core.proposals.outbox import Item, Operation, encode_item
-from nun.core.proposals.repeats import DONE, LATER, OPEN, UNKNOWN, Held, Repeats
+from nun.core.proposals.repeats import DONE, LATER, OPEN, REFUSED, UNKNOWN, Held, Repeats
 from nun.core.state import NodeState
-from nun.errors import OutcomeExpired
+from nun.errors import ConflictPending, OutcomeExpired, VersionConflict
 from nun.position import NOTHING, Epoch, Position
 from tests.support.replicas import Cluster, NodeDriver
 from tests.unit.core.test_items import decide, keep_outbox, ledger, stamp, value_of
@@ -246,7 +247,7 @@ def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
         data = Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, 0, Position(2, 2, 1, since))
         items.append((number, encode_item(data)))
     assert repeats.first_unseen(items, state) == 12
-    known = Repeats(state, Held(4, items, 20, frozenset({(CLIENT, 3)})))
+    known = Repeats(state, Held(4, items, 20, {(CLIENT, 3): 0}))
     assert [known.verdict(number) for number in (1, 2, 3)] == [UNKNOWN, OPEN, DONE]
     known.add(4, Item(CLIENT, 20, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
     assert known.verdict(4) == LATER
@@ -263,3 +264,85 @@ def test_a_record_that_came_late_keeps_what_it_was(cluster: Cluster) -> None:
     data, op_id = increment(cluster, 3, 4)
     decide(primary, 1, data, verdict=OPEN)
     assert record.op_id_of(primary.core.tables[1].records[b"n"]) == op_id
+
+
+# Refused in this history, done in the one that the item comes from
+
+
+def refused(cluster: Cluster, number: int) -> int:
+    """A set that this history refused to a client; the op id of the record that it was made on."""
+    primary = cluster.primary
+    other = primary.client()
+    first = write(other, m.SET, 1, "a", "old", None)
+    primary.sync()
+    base = reply_to(other, first).op_id
+    write(other, m.SET, 1, "a", "new", None)
+    primary.sync()
+    client = primary.client(client_id=CLIENT)
+    client.number, client.floor = number - 1, number
+    assert write(client, m.SET, 1, "a", "mine", [m.ON_BASE, base, False]) == number
+    primary.sync()
+    assert reply_to(client, number).status == VersionConflict.code
+    return base
+
+
+def same_set(cluster: Cluster, number: int, base: int) -> bytes:
+    """The item of that set, which another history had accepted under an op id of its own."""
+    operation = Operation(m.SET, b"a", b"mine", base, stamp(cluster.primary))
+    return encode_item(Item(CLIENT, number, 0, b"d", m.SET, False, [operation], 0, 0, NOTHING))
+
+
+@pytest.mark.parametrize("row", ["there", "gone"])
+def test_a_write_that_its_old_primary_had_acknowledged_and_this_history_refused_is_kept(
+    cluster: Cluster, row: str
+) -> None:
+    """Its client may have asked both: what it heard first is what it goes by."""
+    primary = cluster.primary
+    base = refused(cluster, 3)
+    verdict = LATER
+    if row == "gone":
+        go_on(primary, 9)
+        verdict = REFUSED
+    assert (3 in primary.core.state.clients[CLIENT].rows) == (row == "there")
+    for outbox_number in (1, 2):  # and once
+        decide(primary, outbox_number, same_set(cluster, 3, base), verdict=verdict)
+    assert value_of(primary, b"a") == b"new"
+    [entry] = ledger(primary)
+    assert (entry["value"], entry["state"], entry["request"]) == ("mine", "refused", 3)
+    assert len(primary.core.state.notices[CLIENT]) == 1
+
+
+def test_a_write_that_this_history_did_is_not_kept_again(cluster: Cluster) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    decide(primary, 1, same_set(cluster, 3, 0), verdict=DONE)
+    assert ledger(primary) == []
+
+
+def test_of_a_batch_what_was_refused_in_this_history_is_kept(cluster: Cluster) -> None:
+    primary = cluster.primary
+    write(primary.client(), m.SET, 1, "text", "no number", None)
+    client = primary.client(client_id=CLIENT)
+    kinds = bytes([m.SET, m.INCREMENT])
+    number = write(client, m.BATCH, 1, False, kinds, pack([["a", "text"], ["mine", 2]]), None)
+    primary.sync()
+    operations = [
+        Operation(m.SET, b"a", b"mine", 0, stamp(primary)),
+        Operation(m.INCREMENT, b"text", 2, 0, stamp(primary)),
+    ]
+    data = encode_item(Item(CLIENT, number, 0, b"d", m.BATCH, False, operations, 0, 0, NOTHING))
+    decide(primary, 1, data)
+    [entry] = ledger(primary)
+    assert (entry["key"], entry["kind"], entry["value"]) == ("text", "increment", 2)
+
+
+def test_a_node_sees_which_requests_were_refused(cluster: Cluster) -> None:
+    known = Repeats(cluster.primary.core.state, Held())
+    for number, status, verdict in (
+        (1, 0, DONE),
+        (2, VersionConflict.code, REFUSED),
+        (3, ConflictPending.code, DONE),  # it waits in this history
+    ):
+        known.add(number, Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
+        known.look_at([(fx.OUTCOME, CLIENT, number, 0, status, 7, None)])
+        assert known.verdict(number) == verdict
