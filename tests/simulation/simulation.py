@@ -353,9 +353,10 @@ class Simulation:
         for position in history:
             model.take(position, self.oracle.effects[position])
         told = {entry["op_id"] for entry in model.entries.values()}
-        told |= self._aliases(history, told) | self.oracle.excused
-        self._check_acknowledged(changes, told)
-        check_exactly_once(self.writes, changes, told)
+        aliases = self._aliases(history, told)
+        told |= self.oracle.excused
+        self._check_acknowledged(changes, told | aliases.keys())
+        check_exactly_once(self.writes, changes, told, aliases)
         values = {
             key.decode(): record.value_of(packed).decode()
             for key, packed in records.items()
@@ -379,8 +380,8 @@ class Simulation:
     def check_more(self, model: Model, changes: list[Change], values: dict[str, str]) -> None:
         """What can be said beside, of this kind of life."""
         told = {entry["op_id"] for entry in model.entries.values()}
-        told |= self._aliases(self.oracle.history(changes[-1].position), told)
-        check_elements(self.writes, values, told, self.oracle.excused)
+        aliases = self._aliases(self.oracle.history(changes[-1].position), told)
+        check_elements(self.writes, values, told, self.oracle.excused, aliases)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
         """P4: the same records and the same state, in memory and on disk."""
@@ -420,19 +421,23 @@ class Simulation:
                         f"{write.position} was acknowledged at {write.level} and is lost"
                     )
 
-    def _aliases(self, history: list[Position], told: set[int]) -> set[int]:
-        """Op ids of requests that were stamped twice, and done under the other stamp: asked again after a crash."""
+    def _aliases(self, history: list[Position], told: set[int]) -> dict[int, int]:
+        """Op ids of requests that were stamped twice, and done under the other stamp: asked again after a crash.
+
+        Each with that other one, of the first operation. An alias says nothing of whether the write took effect:
+        that is as it is with the op id under which the request was decided.
+        """
         done = {
             (effect[1], effect[2]): effect[5]
             for position in history
             for effect in self.oracle.effects.get(position, ())
             if effect[0] == fx.OUTCOME and (effect[4] == 0 or effect[5] in told)
         }
-        found: set[int] = set()
+        found: dict[int, int] = {}
         for write in self.writes:
             first = done.get((write.client.encode(), write.number))
             if write.acked and first and first not in write.acked.values():
-                found |= {*write.acked.values()}
+                found |= dict.fromkeys(write.acked.values(), first)
         return found
 
     @staticmethod

@@ -51,6 +51,7 @@ FOUND = {
     184: "a primary did not see that it had decided another item of the same request",
     126: "a majority read of one key showed what its node had only taken",
     105: "what read back after a failed sync was taken for durable",
+    4785: "a write that was acknowledged in one history and done in another was expected to be lost",
     9137: "a copy on a disk that was not the operating system's could not be ended",
 }
 

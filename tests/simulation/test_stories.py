@@ -11,11 +11,13 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.client import operations as ops
 from nun.client.values import TEXT
+from nun.core.conflicts import ledger
 from nun.core.replication.echoes import topics_of
-from tests.simulation.client import Client, with_level
+from tests.simulation.client import Client, outcome, with_level
 from tests.simulation.oracle import Saved
 from tests.simulation.process import installed
 from tests.simulation.simulation import Simulation
+from tests.simulation.workload import Write
 
 
 class Story(Simulation):
@@ -313,6 +315,42 @@ def test_a_retry_on_another_node_after_a_change_of_primary_takes_effect_once(sto
     story.until(lambda: bool(answers), "the answer")
     story.same()
     assert story.get(story.at("node3"), "n") == "1"
+
+
+def asked_at_two_nodes(story: Story, base: int) -> Write:
+    """A client adds an element over node3, which holds that for a primary, and again over node1, which does it."""
+    client = story.at("node3")
+    value = ops.set(client.grant, "s0", " e", (m.ON_BASE, base, True), TEXT)
+    write = Write("element", client.name, None, ["s0"], [" e"], 0, "e", bases=[base])
+    story.writes.append(write)
+    answers: list[Any] = []
+    client.ask(value, 1, answers.append)
+    story.until(lambda: bool(answers), "it is not known what became of it")
+    assert outcome(answers.pop())[0] == "unknown"
+    for link in ((client.name, "node3"), ("node3", client.name)):
+        story.wires.block(*link, (10**7, 10**9))  # node3 does not notice that the client is gone
+    client.addresses[:] = ["tcp://node1:1"]
+    client.move()
+    client.retry(value, 10, answers.append)
+    story.until(lambda: bool(answers), "node1 has done it")
+    assert outcome(answers.pop())[0] == "done"
+    write.ending, write.number, write.acked = "done", value.number, {"s0": value.op_id}
+    return write
+
+
+def test_a_write_that_two_histories_decided_is_there_once_and_did_not_lose(story: Story) -> None:
+    """The answer came from the history that is gone: it names an op id that no history holds in the end."""
+    base = story.put(story.at("node1"), "s0", "", m.ACK_ALL).op_id
+    story.cut("node1")
+    write = asked_at_two_nodes(story, base)
+    story.promoted("node3")
+    story.same()
+    client = story.at("node1")
+    _, entry = story.ask(client, ops.get(client.grant, "s0", TEXT))
+    assert entry.value == " e"
+    assert entry.op_id != write.acked["s0"]
+    core = story.nodes["node2"].network.core
+    assert ledger.count(core)["opened"] == 0
 
 
 def test_a_promise_is_kept_over_a_start(story: Story) -> None:

@@ -316,8 +316,15 @@ _WEIGHTS: Final = (5, 2, 5, 3, 2, 2, 5, 2, 2, 3)
 _DONE_MAYBE: Final = ("LevelNotReached", "NoPrimary", "ConnectionLost", "OutcomeExpired")
 
 
-def check_exactly_once(writes: list[Write], changes: list[Any], told: set[int]) -> None:
-    """No value was written twice, and counters hold the sum of what was added."""
+def check_exactly_once(
+    writes: list[Write], changes: list[Any], told: set[int], aliases: dict[int, int]
+) -> None:
+    """No value was written twice, and counters hold the sum of what was added.
+
+    Args:
+        told: op ids of those that may have added nothing.
+        aliases: op ids that were acknowledged -> under which their request was decided.
+    """
     seen: dict[bytes, int] = {}
     for change in changes:
         if change.made:  # an entry of the ledger, or what several writes came to
@@ -335,9 +342,10 @@ def check_exactly_once(writes: list[Write], changes: list[Any], told: set[int]) 
             held[change.key] = now
     for write in writes:
         if write.kind == "increment" and write.acked:
-            op_id = write.acked[write.keys[0]]
+            acked = write.acked[write.keys[0]]
+            op_id = aliases.get(acked, acked)
             found = added.get(op_id)
-            if found != write.delta and op_id not in told:
+            if found != write.delta and not told & {acked, op_id}:
                 raise Failed(f"P1: an increment by {write.delta} was acknowledged, found {found}")
 
 
@@ -353,16 +361,28 @@ def check_requests(effects: list[Any]) -> None:
 
 
 def check_elements(
-    writes: list[Write], values: dict[str, str], told: set[int], unsure: set[int]
+    writes: list[Write],
+    values: dict[str, str],
+    told: set[int],
+    unsure: set[int],
+    aliases: dict[int, int],
 ) -> None:
-    """Every element that was acknowledged is in its set, once; `unsure`: op ids of those that may be lost."""
+    """Every element that was acknowledged is in its set, once; one that the ledger has is not.
+
+    Args:
+        told: op ids in the ledger. unsure: of those that may be lost.
+        aliases: op ids that were acknowledged -> under which their request was decided. A write that was acknowledged
+            in a history that is gone, and decided anew in the one that holds, is there as any other.
+    """
     for write in writes:
         if write.kind != "element" or write.ending not in ("done", "refused"):
             continue
         held = values.get(write.keys[0], "").split()
         count = held.count(write.element)
-        expected = write.ending == "done" and not told & {*write.acked.values()}
-        if count != expected and not (count <= 1 and unsure & {*write.acked.values()}):
+        op_ids = {*write.acked.values()}
+        op_ids |= {aliases[op_id] for op_id in op_ids if op_id in aliases}
+        expected = write.ending == "done" and not told & op_ids
+        if count != expected and not (count <= 1 and unsure & op_ids):
             raise Failed(
                 f"P1: element {write.element} ({write.ending}) stands {count} times in {write.keys[0]}"
             )
