@@ -53,6 +53,7 @@ FOUND = {
     105: "what read back after a failed sync was taken for durable",
     4785: "a write that was acknowledged in one history and done in another was expected to be lost",
     9137: "a copy on a disk that was not the operating system's could not be ended",
+    5831: "two candidates that could not see each other began the same reign: the later one was taken for a start anew",
 }
 
 # As those, of lives with conflicts.

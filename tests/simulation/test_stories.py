@@ -17,6 +17,7 @@ from tests.simulation.client import Client, outcome, with_level
 from tests.simulation.oracle import Saved
 from tests.simulation.process import installed
 from tests.simulation.simulation import Simulation
+from tests.simulation.watchers import Life, check_watch
 from tests.simulation.workload import Write
 
 
@@ -208,6 +209,48 @@ def test_two_operators_promote_two_nodes_at_once(story: Story) -> None:
     story.run(12)
     story.same()
     assert story.get(story.at("node1"), "k") == "1"
+
+
+def test_two_candidates_that_cannot_see_each_other_begin_the_same_reign(story: Story) -> None:
+    """The one of the higher number is promoted last, and cuts off what the other has shown meanwhile."""
+    cores = {name: story.nodes[name].replicator.core for name in ("node2", "node3")}
+    low, high = sorted(cores, key=lambda name: cores[name].number)
+    story.cut(high)
+    story.promote(high, at=high)
+    story.until(lambda: cores[high].promise is not None, f"{high} is a candidate")
+    story.wires.hushed = {(low, "node1")}  # its entries stay its own
+    story.promote(low, at=low)
+    story.until(lambda: story.role(low) == "primary", f"{low} is primary")
+    life = watched(story, story.at(low), "k")
+    shown = story.put(story.at(low), "k", "shown")
+    story.until(lambda: bool(life.events), "it is shown")
+    life.ended, life.goes_on = True, life.events[-1].position
+    story.cut(low)
+    story.wires.unblock(high, "node1")
+    story.wires.unblock("node1", high)
+    story.until(lambda: story.role(high) == "primary", f"{high} is primary")
+    won = story.put(story.at(high), "other", "there")
+    assert (won.position.reign, won.position > shown.position) == (shown.position.reign, True)
+    story.same()
+    assert story.get(story.at("node1"), "k") == "shown"  # proposed again
+    core = story.primary().network.core
+    history = story.oracle.history(core.state.position)
+    assert shown.position not in history
+    check_watch(story.oracle, life, history, core.state.database_named("d").number)
+
+
+def watched(story: Story, client: Client, key: str) -> Life:
+    """What a client that watches a key from now on is shown; it has begun."""
+    life = Life(client.name, key, None)
+
+    def read(watch: Any) -> None:
+        life.start = life.start or watch.resume_from()
+
+    client.on_read = read
+    client.on_event = lambda _, event: life.ended or life.events.append(event)
+    watch = client.watch(key)
+    story.until(lambda: watch.begun and life.start is not None, "the watch has begun")
+    return life
 
 
 def test_a_primary_that_starts_anew_with_an_old_configuration_follows_the_new_one(

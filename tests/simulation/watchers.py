@@ -194,15 +194,20 @@ def check_watch(oracle: Oracle, life: Life, history: list[Position], database: i
 
 def _check_kept(life: Life, event: Any, history: list[Position]) -> None:
     """W4"""
-    seq = event.position.seq
-    if event.position in life.unsure:
+    position = event.position
+    if position in life.unsure:
         return
-    there = history[min(seq, len(history)) - 1]  # what was cut off need not have been replaced
-    reign = event.position.reign
-    if there == event.position or there.reign > reign:
+    there = history[min(position.seq, len(history)) - 1]  # what was cut off need not be replaced
+    if there == position:
         return
-    # A reign that went on from an older one, and had never heard of this, has cut it off with all of its reign.
-    if history[-1].reign <= reign or any(position.reign == reign for position in history):
+    # A promotion above it has cut it off, unless the same primary went on after it and had lost it. Which primary, says
+    # reign and node together: candidates that cannot see each other may begin the same reign one after the other, and
+    # the later one, whose number is higher, has never heard of what the other decided. It need not have heard of a
+    # later start of an older primary either: then it goes on from more of an earlier start.
+    primary = position[:2]
+    if history[-1][:2] <= primary or any(
+        each[:2] == primary and each > position for each in reversed(history)
+    ):
         raise Failed(f"P3: {life.name} was shown {event}, and now {there} stands there")
 
 
