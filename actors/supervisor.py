@@ -136,7 +136,7 @@ class Supervisor:
 
         In that order, since a ZeroMQ context and its threads must not go through a fork.
         """
-        if self.to_stop is not None:
+        if self.to_stop is not None or self.children:
             return
         load(self.modules.values())
         for name in self.modules:
