@@ -121,7 +121,7 @@ class NetworkCore:
         self.stream = Stream(state, Clock(number, state.highest_op_id))
         self.local_durable = self.stream.last_seq
         self.strayed = False  # memory and disk have parted: what is here counts no more
-        self.level: Level | None = None  # of the request that is being handled
+        self.level: Level | None = None  # of the request that is being handled, None when none is
         self.clock_offset_ms = self.clock_bound_ms = 0  # from the primary's clock, on a replica
         self.tables = {number: Table(tables.get(number)) for number in state.databases}
         self.random = random
@@ -206,6 +206,7 @@ class NetworkCore:
         for peer, body in batch:
             self.turn_bytes += len(body)
             self._request(peer, body)
+        self.level = None
         self.turn_bytes = 0
         self.origins.clear()
         self.close()

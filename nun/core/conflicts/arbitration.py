@@ -199,6 +199,7 @@ class Arbitration:
             case [m.EXPIRE, database, key]:
                 if core.decides:
                     core.conflicts.expire(database, key)
+        core.level = None
         core.close()
 
     # Waiting

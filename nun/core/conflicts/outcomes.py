@@ -127,10 +127,11 @@ class Outcomes:
         if not state.in_history(position):
             text = f"{position} was cut off by a change of primary: what it did is proposed again"
             raise LevelNotReached(text, level="local")
-        core.level = level
         session = core.sessions[peer]
         waits_for = core.stream.at(position.seq)
+        before, core.level = core.level, level
         core.reply(session, number, True, position=position, waits_for=waits_for)
+        core.level = before
         return True
 
     def decided(self, effects: Sequence[fx.Effect]) -> None:
@@ -152,11 +153,11 @@ class Outcomes:
         session = core.sessions.get(peer)
         if session is None or session.token != token:
             return
-        core.level = level
         result = row.result
         if row.status:
             text, *key = result if isinstance(result, list) else ["it was refused"]
             result = [text, {"key": key[0], "conflict": row.op_id} if key and row.op_id else {}]
+        before, core.level = core.level, level
         core.reply(
             session,
             number,
@@ -166,6 +167,7 @@ class Outcomes:
             op_id=row.op_id,
             waits_for=core.stream.at(row.position.seq),
         )
+        core.level = before
 
     def tick(self) -> None:
         """Answers who has waited long enough."""

@@ -287,6 +287,7 @@ class Proposals:
         else:
             core.level = level
             core.handle(session, message)
+            core.level = None
 
     def _session(self, peer: bytes, parts: list[Any]) -> tuple[Session, list[Any], Level | None]:
         core = self._core

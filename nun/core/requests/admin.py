@@ -417,6 +417,7 @@ class AdminRequests:
             waiting.go_on(session, text)
         except RequestError as error:
             core.refuse(session.peer, waiting.number, error)
+        core.level = None
         core.close()
 
     def _secret(

@@ -90,8 +90,8 @@ class Views:
                     error = BadRequest(f"position {position} is not in this node's history")
                     self._core.refuse(peer, message[2], error)
                 else:
-                    self._core.level = None
                     self._core.handle(session, message)
+                    self._core.level = None
 
     def tick(self) -> None:
         """Refuses what has waited long enough."""

@@ -57,6 +57,26 @@ def test_a_greeting_does_not_wait_for_the_level_of_the_request_before_it() -> No
     assert cluster.primary.client().token
 
 
+@pytest.mark.parametrize("kind", [m.CLUSTER, m.PROMOTE])
+def test_an_answer_of_the_replicator_does_not_wait_for_the_level_of_the_request_before_it(
+    kind: int,
+) -> None:
+    cluster = Cluster(replicas=2)
+    cluster.database()
+    primary = cluster.primary
+    admin = primary.client()
+    number = ask(admin, kind, *((b"node1", False) if kind == m.PROMOTE else ()))
+    asked = pm.PROMOTE_ASKED if kind == m.PROMOTE else pm.ASK_CLUSTER
+    [[_, ticket, *_]] = [one for one in primary.to_replicator if one[0] == asked]
+    write(primary.client(), m.SET, 1, "a", "1", None, level=(m.ACK_ALL, 9_000))
+    primary.sync()
+    if kind == m.PROMOTE:
+        primary.hear(pm.PROMOTED, ticket, 0, b"", {})
+    else:
+        primary.hear(pm.CLUSTER_IS, ticket, [])
+    assert reply_to(admin, number).status == 0
+
+
 def test_a_watch_from_an_entry_that_is_yet_to_be_shown_begins_after_it(cluster: Cluster) -> None:
     (replica,) = cluster.replicas
     writer = cluster.primary.client()
