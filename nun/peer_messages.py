@@ -25,8 +25,8 @@ BE_REPLICA: Final = (
     133  # r: [133, epoch, its first seq]            decide nothing more; entries of this epoch
 )
 #   (nil: of none yet) will come
-STEPPED_DOWN: Final = 134  # n: [134, last position]  nothing more is decided here; sent once
-#   all of it is durable here
+STEPPED_DOWN: Final = 134  # n: [134, last position]  answers BE_REPLICA with nil: nothing more is
+#   decided here, and no BE_PRIMARY before it counts; sent once all that was decided is durable here
 PRIMARY_AT: Final = (
     135  # r, on a replica: [135, epoch, primary's durable seq, settled seq, offset, bound]
 )

@@ -10,7 +10,8 @@ The replicator decides about roles; here they take effect.
 A node without a replicator becomes primary as soon as it is loaded.
 
 I1  Entries are decided only while the role is primary, in an epoch above every epoch of this node's history (P5).
-I2  A node that was told to step down says so once all that it decided is durable here, and decides nothing after.
+I2  A node that was told to step down says so once all that it decided is durable here, and decides nothing after; an
+    order to be primary that it did not come to is void then, and it says so at once.
 I3  A directory that is new, wiped or set back gets a number that no member ever had.
 """
 
@@ -119,18 +120,22 @@ class Roles:
             self.primary_durable = core.local_durable
             self.primary = self.primary_address = None
             core.out.notes.append(("stepped_down", {"position": core.stream.last_seq}))
+        decided = self.stepping_down
         self.role = pm.ROLE_WAITING if epoch is None else pm.ROLE_REPLICA
         if epoch is not None:
             core.adopter.fence.set(epoch, first_seq)
         self.tell_state()
+        if epoch is None and not decided:
+            core.out.to_replicator.append((pm.STEPPED_DOWN, core.state.position))
         self.check_stepped_down()
 
     def _strayed(self, epoch: Epoch, first_seq: int) -> bool:
-        """Whether this process has decided something after the epoch to be followed had begun: an order to be primary
-        that came too late. Nothing of that is on disk, so it is forgotten there (P5)."""
+        """Whether this process has something that the history to be followed may not have: what it decided and no
+        replicator knows of, or entries above those where that epoch began. The disk has what counts (P5)."""
         core = self._core
         epochs = core.state.epochs
-        if core.stream.last_seq < first_seq or not epochs or epochs[-1][0] >= epoch:
+        above = core.stream.last_seq >= first_seq and epochs and epochs[-1][0] < epoch
+        if not (self.role == pm.ROLE_PRIMARY or self.stepping_down or above):
             return False
         self.stray(f"{core.state.position} is not of the history that is followed, {epoch}")
         return True
@@ -206,6 +211,9 @@ class Roles:
             return
         match message:
             case [pm.REPLICATOR_UP]:
+                self._to_begin = (
+                    None  # what an earlier replicator ordered: this one knows nothing of it
+                )
                 self.tell_state()
                 if core.digests.last is not None:
                     core.out.to_replicator.append((pm.DIGEST_IS, *core.digests.last))

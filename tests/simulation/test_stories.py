@@ -413,6 +413,32 @@ def test_a_promise_is_kept_over_a_start(story: Story) -> None:
     story.same()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_order_to_be_primary_that_comes_too_late_is_not_mixed_with_what_was_decided_meanwhile(
+    story: Story, count: int
+) -> None:
+    """The process that is to begin the reign sleeps; meanwhile node1 begins a later one, above entries of its own."""
+    old = story.at("node1")
+    story.cut("node1")
+    for value in range(count):
+        story.put(old, "k", str(value))
+    story.run(4)  # nobody waits for it any more
+    story.nodes["node2"].stall(8 * 10**9, "network")
+    story.promote("node2", at="node3")
+    candidate = story.nodes["node2"].replicator.core
+    story.until(lambda: candidate.ordered is not None, "node2 is to begin a reign")
+    story.heal()
+    network = story.nodes["node2"].processes["network"]
+    node1 = story.nodes["node1"].replicator.core
+    story.until(lambda: node1.peers["node3"].promise is not None, "node1 hears of the promises")
+    answers = story.promote("node1", at="node1")
+    story.until(lambda: bool(answers), "node1 is primary again")
+    assert node1.epoch.reign == 3
+    assert network.stalled_until > story.world.now
+    story.same()
+    assert story.get(story.at("node2"), "k") == str(count - 1)
+
+
 def test_every_process_may_die_alone(story: Story) -> None:
     client = story.at("node2")
     for name in story.names:

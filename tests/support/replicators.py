@@ -156,9 +156,10 @@ class FakeNode:
                 self.decide((fx.EPOCH, self.cluster_id, {**self.members, self.number: me}, 9))
                 self.tell_state()
             case [pm.BE_REPLICA, epoch, _]:
-                led, self.role = self.role, pm.ROLE_WAITING if epoch is None else pm.ROLE_REPLICA
+                assert epoch is None or self.role != pm.ROLE_PRIMARY, "it decides, and is to follow"
+                self.role = pm.ROLE_WAITING if epoch is None else pm.ROLE_REPLICA
                 self.tell_state()
-                if led == pm.ROLE_PRIMARY:
+                if epoch is None:
                     self.say("network", (pm.STEPPED_DOWN, self.last))
             case [pm.ADMIT, name, directory, start, _] if self.role == pm.ROLE_PRIMARY:
                 number = next((n for n, (known, *_) in self.members.items() if known == name), 0)

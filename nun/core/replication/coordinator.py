@@ -9,7 +9,8 @@ Only an operator moves the primary (promotion.py). Another coordinator would tak
 nothing else knows how it decides.
 
 I1  A node that was told of a higher epoch or promise never resumes its own.
-I2  A directory that has not yet all that it joined with makes no majority: it gives no promise and asks for none.
+I2  Nobody is followed while this node's network process decides, or may begin to (P5).
+I3  A directory that has not yet all that it joined with makes no majority: it gives no promise and asks for none.
 """
 
 from __future__ import annotations
@@ -64,16 +65,8 @@ class Coordinator:
         if not self._core.state_known or self._core.stepping_down or self._core.promotion.running:
             return
         leader = self._core.leader
-        if self._core.leads:
-            if (
-                leader is not None
-                and self._core.epoch is not None
-                and leader.epoch is not None
-                and leader.epoch > self._core.epoch
-            ):
-                self._core.step_down()
-            elif self._promised_away():
-                self._core.step_down()  # it was told to begin before it gave that promise
+        if self._core.leads or self._core.ordered is not None:
+            self._reign(leader)
             return
         if leader is not None:
             self._core.last_leader = leader
@@ -87,9 +80,17 @@ class Coordinator:
             self._core.be_primary(reign)
         self._core.tell_primary()
 
-    def _promised_away(self) -> bool:
-        """Whether this primary has promised itself to a higher reign than its own."""
-        return self._core.epoch is not None and self._core.older(self._core.epoch)
+    def _reign(self, leader: Peer | None) -> None:
+        """This node decides, or has been ordered to: until there is a higher epoch, or it is promised to one. Nobody is
+        followed before the network process has said that it decides nothing, or never did."""
+        epoch = self._core.ordered or self._core.epoch
+        if epoch is None:
+            return
+        outdone = leader is not None and leader.epoch is not None and leader.epoch > epoch
+        if outdone or self._core.older(epoch):
+            self._core.step_down()
+        else:
+            self._core.tell_primary()
 
     def _asked_enough(self) -> bool:
         """Whether all peers were asked and those that answer have answered."""

@@ -12,7 +12,8 @@ A candidate that fails leaves promises behind, and who gave one follows the old 
 rules no more. So the last primary, once it sees that for long, begins a new reign above them, in the same way.
 
 I1  A node gives a promise only if it is above every promise it gave and every epoch it knows (P5).
-I2  A primary that gives one decides nothing more before that, and tells its last position only when it is durable.
+I2  A primary that gives one decides nothing more before that, and tells its last position only when it is durable;
+    so does a node whose network process was ordered to begin a reign, and may have begun it or begin it yet.
 I3  A reign begins only on top of everything that was promised to be there.
 """
 
@@ -121,7 +122,7 @@ class Promotion:
     def _changing(self) -> bool:
         """Whether this node is giving a promise, stepping down, or beginning a reign: it is no candidate meanwhile."""
         core = self._core
-        return self._giving is not None or core.stepping_down or core.ordered
+        return self._giving is not None or core.stepping_down or core.ordered is not None
 
     def _outbid(self) -> bool:
         """Whether a member that is there has promised itself to a reign above that of this primary."""
@@ -352,7 +353,7 @@ class Promotion:
             self._giving = (peer, promise)
             core.note("promises", reign=promise[0], candidate=promise[1])
             core.following.stop()
-            if core.leads or core.stepping_down:
+            if core.leads or core.stepping_down or core.ordered is not None:
                 core.step_down()
             else:
                 self.stepped_down()

@@ -116,7 +116,7 @@ class ReplicatorCore:
         self.state_known = False
         self.wished: tuple[int, int] | None = None  # the highest promise that is being made durable
         self.may_resume = True  # no role was given yet since this node started
-        self.ordered = False  # to begin a reign, and the network process has not said that it did
+        self.ordered: Epoch | None = None  # the network process may begin it at any moment
         self.digest: Digest | None = None
         self.stepping_down = False
         self.last_leader: Peer | None = None
@@ -262,21 +262,22 @@ class ReplicatorCore:
 
     def followed(self, epoch: Epoch, first_seq: int) -> None:
         """The followed node has confirmed this node's history: its entries will come."""
-        self.may_resume = self.ordered = False
+        self.may_resume = False
         self.out.to_network.append((pm.BE_REPLICA, epoch, first_seq))
         self.out.to_writer.append((pm.FENCE, epoch, first_seq))
         self.tell_primary()
 
     def be_primary(self, reign: int) -> None:
         """Has the network process begin a reign after the last entry."""
-        self.ordered = True
+        self.following.stop()
+        self.ordered = Epoch(reign, self.number, self.start)
         self.out.to_network.append((pm.BE_PRIMARY, reign, self.last_seq))
 
     def step_down(self) -> None:
-        """Has the network process decide nothing more."""
+        """Has the network process decide nothing more, nor begin what it was ordered to."""
         if not self.stepping_down:
             self.stepping_down = True
-            self.note("steps_down", epoch=str(self.epoch))
+            self.note("steps_down", epoch=str(self.ordered or self.epoch))
             self.out.to_network.append((pm.BE_REPLICA, None, 0))
 
     def refuse(self, peer: bytes, kind: int, ticket: int, code: int, text: str) -> None:
@@ -291,7 +292,7 @@ class ReplicatorCore:
             case [pm.NODE_STATE, cluster_id, number, start, role, epoch, last, history, members]:
                 self._node_state(cluster_id, number, start, role, epoch, last, history, members)
             case [pm.STEPPED_DOWN, _]:
-                self.stepping_down = False
+                self.stepping_down, self.ordered = False, None
                 self.promotion.stepped_down()
             case [pm.DIGEST_IS, at, dict() as digests]:
                 self.digest = digest_from([at, digests])
@@ -329,7 +330,6 @@ class ReplicatorCore:
         was_leading = self.leads
         self.cluster_id, self.number, self.start = cluster_id, number, start
         self.role = role
-        self.ordered = self.ordered and role != pm.ROLE_PRIMARY
         self.members = {
             number: (name.decode(), directory, start)
             for number, (name, directory, start) in members.items()
@@ -348,7 +348,7 @@ class ReplicatorCore:
                 self.history = told
                 self.last = position
         if role == pm.ROLE_PRIMARY:
-            self.may_resume = False
+            self.may_resume, self.ordered = False, None
             self.coordinator.member = True
             if not was_leading or Epoch(*epoch) != self._served_epoch:
                 self._served_epoch = Epoch(*epoch)

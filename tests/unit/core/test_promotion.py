@@ -273,7 +273,7 @@ class TestPromises:
         assert told[4] == list(position)
         assert not cluster.primaries
 
-    def test_a_primary_that_was_told_to_begin_before_it_promised_settles_nothing(
+    def test_a_node_that_was_told_to_begin_steps_down_before_it_promises(
         self, cluster: Cluster
     ) -> None:
         cluster[1].stop()
@@ -282,12 +282,16 @@ class TestPromises:
         cluster[1].hold = {pm.NODE_STATE}
         cluster.run(0.1)
         cluster[1].release()
-        cluster[1].hold = {pm.NODE_STATE}
+        cluster[1].hold = {pm.NODE_STATE, pm.STEPPED_DOWN}
         cluster.run(3, lambda: cluster[1].role == pm.ROLE_PRIMARY)  # it has begun, and not said so
-        self.ask(cluster, 1, "node2", 2, 2)
+        assert self.ask(cluster, 1, "node2", 2, 2) == []
+        assert cluster[1].promise is None
         seq = cluster[1].last_seq
-        cluster[1].release()  # the news is late: the promise stands
         epoch = list(cluster[1].epoch)
+        cluster[1].release()  # the news is late
+        cluster.settle()
+        [(_, _, told)] = cluster.messages(pm.PROMISE)
+        assert told[4] == [*epoch, seq]
         cluster[1].core.peer_asks(b"node3", [pm.ACK, epoch, seq, seq])
         assert cluster[1].settled() == 0
         cluster.run(1)
