@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nun import messages as m
 from nun import peer_messages as pm
-from nun.codec import unpack
+from nun.codec import pack, unpack
 from nun.position import Epoch, Position
 from tests.support.replicas import EPOCH, Cluster
-from tests.unit.core.test_replicas import ask, error_of, reply_to, write
+from tests.unit.core.test_replicas import ask, error_of, reply_to, state_of, write
 
 
 @pytest.fixture
@@ -104,3 +106,39 @@ def test_a_majority_read_shows_nothing_tentative(cluster: Cluster) -> None:
     replica.perform()
     number = ask(client, m.GET, 1, "a")
     assert reply_to(client, number).result is not None
+
+
+@pytest.mark.parametrize("void", [(pm.BE_REPLICA, None, 0), (pm.REPLICATOR_UP,)])
+def test_an_order_to_be_primary_that_still_waits_can_be_taken_back(
+    cluster: Cluster, void: tuple[Any, ...]
+) -> None:
+    """And who takes it back is told so at once: nothing was decided that would have to become durable."""
+    (replica,) = cluster.replicas
+    write(cluster.primary.client(), m.SET, 1, "a", "1", None)
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.stream.last_seq + 1)
+    replica.hear(*void)
+    told = replica.told(pm.STEPPED_DOWN)
+    position = list(replica.core.state.position)  # type: ignore[arg-type]
+    assert told == ([[pm.STEPPED_DOWN, position]] if void[0] == pm.BE_REPLICA else [])
+    cluster.primary.sync()
+    replica.entries(cluster.primary.frames[-1])
+    assert not replica.core.decides
+    assert replica.core.state.epochs == cluster.primary.core.state.epochs
+
+
+def test_what_was_decided_here_is_never_mixed_with_what_a_replicator_has_that_does_not_know_of_it(
+    cluster: Cluster,
+) -> None:
+    """The epoch to be followed begins far above: the entries between are those of others."""
+    (replica,) = cluster.replicas
+    last = replica.core.stream.last_seq
+    replica.hear(pm.BE_PRIMARY, 2, last)
+    followed = pack((pm.BE_REPLICA, Epoch(3, 1, 1), last + 5))
+    replica.core.replicator_says(unpack(followed), replica.now_ns, replica.unix_ms)
+    assert replica.core.take_output().restart is not None
+    write(cluster.primary.client(), m.SET, 1, "a", "1", None)
+    cluster.primary.sync()
+    before = state_of(replica)
+    replica.entries(*cluster.primary.frames[-2:])
+    assert state_of(replica) == before
+    assert not replica.core.decides

@@ -8,7 +8,7 @@ import pytest
 
 from nun import messages as m
 from nun import peer_messages as pm
-from nun.codec import pack, unpack
+from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import record
 from nun.errors import (
@@ -522,42 +522,6 @@ def test_a_node_that_steps_down_says_so_when_all_is_durable(cluster: Cluster) ->
     cluster.primary.sync()
     ((_, position),) = cluster.primary.told(pm.STEPPED_DOWN)
     assert position == list(cluster.primary.core.state.position)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("void", [(pm.BE_REPLICA, None, 0), (pm.REPLICATOR_UP,)])
-def test_an_order_to_be_primary_that_still_waits_can_be_taken_back(
-    cluster: Cluster, void: tuple[Any, ...]
-) -> None:
-    """And who takes it back is told so at once: nothing was decided that would have to become durable."""
-    (replica,) = cluster.replicas
-    write(cluster.primary.client(), m.SET, 1, "a", "1", None)
-    replica.hear(pm.BE_PRIMARY, 2, replica.core.stream.last_seq + 1)
-    replica.hear(*void)
-    told = replica.told(pm.STEPPED_DOWN)
-    position = list(replica.core.state.position)  # type: ignore[arg-type]
-    assert told == ([[pm.STEPPED_DOWN, position]] if void[0] == pm.BE_REPLICA else [])
-    cluster.primary.sync()
-    replica.entries(cluster.primary.frames[-1])
-    assert not replica.core.decides
-    assert replica.core.state.epochs == cluster.primary.core.state.epochs
-
-
-def test_what_was_decided_here_is_never_mixed_with_what_a_replicator_has_that_does_not_know_of_it(
-    cluster: Cluster,
-) -> None:
-    """The epoch to be followed begins far above: the entries between are those of others."""
-    (replica,) = cluster.replicas
-    last = replica.core.stream.last_seq
-    replica.hear(pm.BE_PRIMARY, 2, last)
-    followed = pack((pm.BE_REPLICA, Epoch(3, 1, 1), last + 5))
-    replica.core.replicator_says(unpack(followed), replica.now_ns, replica.unix_ms)
-    assert replica.core.take_output().restart is not None
-    write(cluster.primary.client(), m.SET, 1, "a", "1", None)
-    cluster.primary.sync()
-    before = state_of(replica)
-    replica.entries(*cluster.primary.frames[-2:])
-    assert state_of(replica) == before
-    assert not replica.core.decides
 
 
 def test_a_promoted_replica_decides_what_its_clients_wait_for(cluster: Cluster) -> None:
