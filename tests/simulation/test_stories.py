@@ -396,6 +396,38 @@ def test_a_write_that_two_histories_decided_is_there_once_and_did_not_lose(story
     assert ledger.count(core)["opened"] == 0
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_write_that_one_history_did_and_the_one_that_holds_refused_is_in_the_ledger(
+    story: Story, goes_on: bool
+) -> None:
+    """So too where its client has gone on, and nothing but its node's memory tells what became of the request."""
+    base = story.put(story.at("node1"), "s0", "", m.ACK_ALL).op_id
+    story.cut("node1")
+    other = story.at("node3")
+    won: list[Any] = []
+    other.ask(ops.set(other.grant, "s0", "won", None, TEXT), 60, won.append)
+    story.until(lambda: len(story.nodes["node3"].network.core.forwarding) == 1, "it is held first")
+    write = asked_at_two_nodes(story, base)
+    story.promoted("node3")
+    story.until(lambda: bool(won), "the other is done")
+    if goes_on:
+        story.nodes["node1"].kill("for a while")
+        story.wires.unblock(write.client, "node3")
+        story.wires.unblock("node3", write.client)
+        client = next(each for each in story.clients if each.name == write.client)
+        client.addresses[:] = ["tcp://node3:1"]
+        client.move()
+        story.put(client, "k", "on")
+        rows = story.nodes["node3"].network.core.state.clients[client.name.encode()].rows
+        assert write.number not in rows
+    story.same()
+    assert story.get(story.at("node1"), "s0") == "won"
+    core = story.nodes["node2"].network.core
+    assert ledger.count(core)["refused"] == 1
+    told = core.state.notices[write.client.encode()]
+    assert [*told] == [write.acked["s0"]]
+
+
 def test_a_promise_is_kept_over_a_start(story: Story) -> None:
     """The candidate fails; whoever promised itself follows nothing older, even after a loss of power."""
     story.nodes["node1"].kill("for a while")
