@@ -102,6 +102,8 @@ class Items:
             self._refuse_all(item, None, "its database is gone")
             return
         if verdict != OPEN and self._has_passed(item):
+            if item.kind == m.CREATE_DATABASE:
+                return  # there is one of that name
             table = core.tables[info.number]
             late = [one for one in _writes_of(item) if not _is_there(table, one)]
             for operation in late:

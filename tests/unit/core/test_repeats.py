@@ -93,6 +93,20 @@ def test_what_nobody_can_tell_from_a_repeat_goes_to_the_ledger(cluster: Cluster)
     assert [entry["op_id"] for entry in ledger(primary)] == [op_id]
 
 
+def test_a_database_whose_making_may_be_a_repeat_is_left_as_it_is(cluster: Cluster) -> None:
+    primary = cluster.primary
+    go_on(primary, 9)
+    operations = [
+        Operation(m.SET, b"$$token", b"t", 0, stamp(primary)),
+        Operation(m.CREATE_DATABASE, b"", {}, 0, stamp(primary)),
+    ]
+    data = encode_item(
+        Item(CLIENT, 3, 0, b"d", m.CREATE_DATABASE, False, operations, 0, 0, NOTHING)
+    )
+    decide(primary, 1, data, verdict=UNKNOWN)
+    assert (ledger(primary), primary.core.state.outboxes) == ([], {2: 1})
+
+
 def test_items_of_two_nodes_for_one_request_are_decided_once(cluster: Cluster) -> None:
     """Both had seen the history up to the same entry, without a decision."""
     primary = cluster.primary
