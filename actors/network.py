@@ -37,7 +37,7 @@ from nun.core.output import Output
 from nun.core.proposals.repeats import Held, first_unseen, request_of
 from nun.core.settings import ConflictSettings, Settings
 from nun.core.state import NodeState
-from nun.errors import Compacted, StorageError
+from nun.errors import Compacted, DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
 from nun.position import Position
 from storage.disk import RealDisk
@@ -48,6 +48,7 @@ from storage.recovery import Loaded, entries, load
 BEAT_S: Final = 0.1
 WATCHED_BEAT_S: Final = 0.02  # while somebody is suspected of a flood
 TICK_S: Final = 1.0
+LOOK_AGAIN_S: Final = 1.0  # at a log that seemed damaged
 ALONE_S: Final = 3.0  # a node of a cluster waits so long for a primary before it serves without one
 _SECRET_THREADS: Final = 1
 _FINAL_SNAPSHOT: Final = 0  # the ticket of the snapshot that is taken at a clean stop
@@ -419,7 +420,7 @@ class Network:
                 assert self.core is not None
                 self.core.peer_gone(peer, sent.name.lower())
 
-    def read_log(self, watch: int, from_seq: int) -> None:
+    def read_log(self, watch: int, from_seq: int, again: bool = False) -> None:
         """Reads the log for a watch that is behind; for watch 0, what this node itself has missed."""
         core = self.core
         assert core is not None
@@ -428,8 +429,18 @@ class Network:
             frames = self.reader.read(from_seq, LOG_READ_BYTES_MAX, last)
         except Compacted:
             core.log_read(watch, None)
+        except DamagedFile:
+            if again:
+                raise
+            # It may have been cut back just now: then this process is started anew before it looks again.
+            self.loop.after(LOOK_AGAIN_S, lambda: self.read_log_again(watch, from_seq))
         else:
             core.log_read(watch, frames)
+
+    def read_log_again(self, watch: int, from_seq: int) -> None:
+        assert self.core is not None
+        self.read_log(watch, from_seq, again=True)
+        self.perform(self.core.take_output())
 
     def to_writer(self, message: tuple[Any, ...]) -> None:
         if self.writer_id is not None:

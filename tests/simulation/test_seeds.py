@@ -63,6 +63,7 @@ FOUND_WITH_CONFLICTS = {
     1211: "a decision that was cut off was refused as a repeat, and then decided",
     1571: "a process whose log no longer held what it had missed read it for ever",
     1995: "a value that a fallback chose was taken for as young as its expiry, once the key was free",
+    20260: "a log that was cut back while it was read for a watch was taken for a damaged one",
     1967: "a batch with one write that was decided anew came back as a single write",
 }
 
