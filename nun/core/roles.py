@@ -211,9 +211,7 @@ class Roles:
             return
         match message:
             case [pm.REPLICATOR_UP]:
-                self._to_begin = (
-                    None  # what an earlier replicator ordered: this one knows nothing of it
-                )
+                self._to_begin = None  # an earlier replicator's order: this one knows nothing of it
                 self.tell_state()
                 if core.digests.last is not None:
                     core.out.to_replicator.append((pm.DIGEST_IS, *core.digests.last))
