@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from nun import messages as m
 from nun.codec import pack, unpack
 from nun.core.clock import TICK
+from nun.errors import SessionUnknown
 from tests.support.history import Progress
 from tests.support.raw_client import RawClient, Reply
 
@@ -295,6 +296,11 @@ class Watcher(threading.Thread):
             reply = client.reply_to(number, 2.0)
             if reply is None or reply.status:
                 self.again()
+            return
+        if (
+            message[0] == SessionUnknown.code
+        ):  # what was sent last came to a process that was started anew
+            self.again()
             return
         if message[0] != m.EVENTS or message[1] != self.number:
             assert message[0] in (m.PROBE, m.EVENTS), f"not expected: {message}"
