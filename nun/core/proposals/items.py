@@ -124,10 +124,13 @@ class Items:
         reason = (
             "it was done in a history that is gone, and the same request was refused in this one"
         )
+        if (
+            database is not None
+        ):  # asked of all before any is written: one batch may write a key twice
+            has = core.ledger.has_request
+            refused = [one for one in refused if not has(write_of(item, one, database))]
         for operation in refused:
-            write = write_of(item, operation, database or 0)
-            if database is None or not core.ledger.has_request(write):
-                core.ledger.refuse(item, operation, database, reason)
+            core.ledger.refuse(item, operation, database, reason)
 
     def _resolve(self, item: Item, database: int) -> None:
         """A resolution that was accepted in a history that is gone."""

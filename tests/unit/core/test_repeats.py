@@ -350,6 +350,18 @@ def test_of_a_batch_what_was_refused_in_this_history_is_kept(cluster: Cluster) -
     assert (entry["key"], entry["kind"], entry["value"]) == ("text", "increment", 2)
 
 
+def test_of_two_refused_writes_of_one_batch_to_one_key_both_are_kept(cluster: Cluster) -> None:
+    primary = cluster.primary
+    base = refused(cluster, 3)
+    operations = [
+        Operation(m.SET, b"a", value, base, stamp(primary)) for value in (b"first", b"second")
+    ]
+    data = encode_item(Item(CLIENT, 3, 0, b"d", m.BATCH, True, operations, 0, 0, NOTHING))
+    for outbox_number in (1, 2):  # and once
+        decide(primary, outbox_number, data)
+    assert [entry["value"] for entry in ledger(primary)] == ["first", "second"]
+
+
 def test_a_node_sees_which_requests_were_refused(cluster: Cluster) -> None:
     known = Repeats(cluster.primary.core.state, Held())
     for number, status, verdict in (
