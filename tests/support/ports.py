@@ -22,7 +22,7 @@ _FIRST: Final = 10_000
 
 
 def free_port(*distances: int) -> int:
-    """A TCP port of the loopback interface that nobody listens on, another one each time; so for those that far above.
+    """A TCP port of the loopback interface that nobody listens on, not given of late; so for those that far above.
 
     None of those that the system gives to connections and to binds without a number: it could give one away between
     now and the moment when a node binds it.
@@ -34,7 +34,11 @@ def free_port(*distances: int) -> int:
     ports = _own_ports()
     for port in random.SystemRandom().sample(ports, len(ports)):
         wanted = {port, *(port + distance for distance in distances)}
-        if (distances and port % _BLOCK) or max(wanted) > ports[-1] or wanted & _given:
+        if (
+            (distances and port % _BLOCK)
+            or max(wanted) > ports[-1]
+            or not wanted.isdisjoint(_given)
+        ):
             continue
         with ExitStack() as stack:
             try:
@@ -44,10 +48,13 @@ def free_port(*distances: int) -> int:
                     probe.bind(("127.0.0.1", each))
             except OSError:
                 continue
-        _given.update(wanted)
+        _given.update(dict.fromkeys(sorted(wanted)))
         return port
     assert _given, "no port is free"
-    _given.clear()
+    for long_ago in list(_given)[
+        : len(_given) // 2 + 1
+    ]:  # what was given of late may not be bound yet
+        del _given[long_ago]
     return free_port(*distances)
 
 
@@ -76,4 +83,4 @@ def _turn() -> int:
 
 
 _own: list[int] = []
-_given: set[int] = set()
+_given: dict[int, None] = {}  # in the order in which they were given
