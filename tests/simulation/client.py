@@ -50,8 +50,11 @@ class Client:
         self.read_delay_ns = 0  # how long events lie before they are looked at
         self.closed = False
         self.there = ""  # the address that the link goes to
+        self.told_by: list[
+            str
+        ] = []  # the addresses that what is being looked at came from, the last one last
         self._answered: dict[Request, Answered] = {}
-        self._unread: list[WatchState] = []
+        self._unread: dict[WatchState, list[str]] = {}  # and who has told of it
         self._woken = False
         self._timer: Event | None = None
         self._timer_at = 0
@@ -123,8 +126,8 @@ class Client:
 
     def read_on(self) -> None:
         """Looks at what lies there."""
-        unread, self._unread = self._unread, []
-        for watch in unread:
+        unread, self._unread = self._unread, {}
+        for watch, self.told_by in unread.items():
             self._read(watch)
         self.serve()
 
@@ -197,6 +200,7 @@ class Client:
                 if self.read_delay_ns and target.error is None and target.begun:
                     self._read_later(target)
                 else:
+                    self.told_by = [*self._unread.pop(target, ()), self.there]
                     self._read(target)
             elif isinstance(target, NoticeState):
                 self._hear(target)
@@ -208,8 +212,7 @@ class Client:
     def _read_later(self, watch: WatchState) -> None:
         if not self._unread:
             self.world.after(self.read_delay_ns, self.read_on)
-        if watch not in self._unread:
-            self._unread.append(watch)
+        self._unread.setdefault(watch, []).append(self.there)
 
     def _read(self, watch: WatchState) -> None:
         if self.on_read is not None:

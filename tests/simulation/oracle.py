@@ -7,7 +7,7 @@ every request takes effect at most once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -392,12 +392,13 @@ class Oracle:
 
     # What clients are shown
 
-    def shown(self, node: str, position: Position | None, what: str) -> None:
-        """P3: what a reply stands on is durable where it was given, and where it was decided."""
+    def shown(self, nodes: Sequence[str], position: Position | None, what: str) -> None:
+        """P3: what a reply stands on is durable where it was given (one of these), and where it was decided."""
         self.checks += 1
         if position is None:
             return
-        if position not in self.durable[node]:
+        node = " or ".join(nodes)
+        if not any(position in self.durable[each] for each in nodes):
             raise Failed(f"P3: {node} showed {what} of {position}, which it does not have on disk")
         # At the primary: the one that decided it, or one of a later reign that has it in its history.
         primaries = {self.numbers.get(position.node)} | {

@@ -132,13 +132,14 @@ class Watcher:
     def _durable(self, position: Position | None) -> None:
         if position is None or not position.seq:
             return
-        node = self.simulation.node_at(self.client.there)
-        core = None if node.network is None else node.network.core
-        if core is not None and core.roles.name == "waiting":
+        nodes = [self.simulation.node_at(address) for address in dict.fromkeys(self.client.told_by)]
+        cores = [node.network.core for node in nodes if node.network is not None]
+        if any(core is not None and core.roles.name == "waiting" for core in cores):
             # It finds no primary, and serves its log as it stands: that may be lost there (docs/REPLICATION.md).
             self.lives[-1].unsure.add(position)
             return
-        self.simulation.oracle.shown(node.name, position, f"an event to {self.client.name}")
+        names = [node.name for node in nodes]
+        self.simulation.oracle.shown(names, position, f"an event to {self.client.name}")
 
     def settle_down(self) -> None:
         """It reads at once from now on."""

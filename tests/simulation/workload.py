@@ -221,7 +221,7 @@ class Worker:
             write.position = Position(*position)
         tentative = getattr(result, "status", "committed") == "tentative"
         if not tentative:
-            self.simulation.oracle.shown(self._there(), write.position, write.kind)
+            self.simulation.oracle.shown([self._there()], write.position, write.kind)
 
     def _level(self, rng: Any) -> int | None:
         return rng.choice(self.levels)
