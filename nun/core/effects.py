@@ -26,7 +26,7 @@ element is its kind:
     CHECK           [kind]                                                every node makes digests of what it holds
     MADE            [kind, database, last_op_id, keys, records, silent]   records that the primary made by itself
     SIGNED          [kind, database, key, record, replaced, base, delta]  one signed write; delta: nil or an increment's
-    LOST            [kind, database, write kind, key, argument, base, op_id, at, bound]    a write that joined a queue
+    LOST            [kind, database, write kind, key, argument, base, op_id, at, bound]    did not win, see below
     RESOLVED        [kind, database, key, write kind, argument, shown, op_ids, op_id]      a resolution was accepted
 
 `members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
@@ -48,9 +48,10 @@ RECORDS is what any other batch comes to: keys (one may stand there twice, the l
 got (nun/core/record.py; live or tombstone), the highest op id among them, and the joined heads of what each replaced.
 
 MADE holds what follows from a client's write and is not that write: a key that goes in conflict (`silent`: watchers of
-the key see nothing new), entries of the ledger, the record that a resolution comes to. LOST and RESOLVED change nothing
-by themselves: they say which write it was, so that it can be proposed again should this history be cut off. `base` is
-the record that a write was made on, where that is not what it replaced.
+the key see nothing new), entries of the ledger, the record that a resolution comes to. LOST (a write that joined a
+queue, or one of an item that was refused) and RESOLVED change nothing by themselves: they say which write it was, so
+that it can be proposed again should this history be cut off. `base` is the record that a write was made on, where that
+is not what it replaced.
 
 `result` of an OUTCOME is what the reply carried, but for what was read; of a batch decided kind by kind it also has its
 `kinds`, under the number of BATCH, and 0 if it was atomic; of any other batch it is an array of the packed answers, and

@@ -360,19 +360,7 @@ class Conflicts:
         if close:
             entry["close_call"] = True
         size = core.ledger.put(database, [entry_key(key, write.op_id)], [entry])
-        core.stream.add(
-            (
-                fx.LOST,
-                database,
-                write.kind,
-                key,
-                write.argument,
-                write.base,
-                write.op_id,
-                write.at_ms,
-                write.bound_ms,
-            )
-        )
+        core.stream.add(ledger.lost(write))
         self._add(queue, Open(write.op_id, write.kind, core.unix_ms, size))
         count = len(queue.entries)
         if count == self._settings.per_key_warn:

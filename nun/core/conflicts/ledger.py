@@ -121,6 +121,21 @@ def write_of(item: Item, operation: Operation, database: int) -> Write:
     )
 
 
+def lost(write: Write) -> fx.Effect:
+    """Says in the log which write an entry of the ledger is about: should that be cut off, it is proposed again."""
+    return (
+        fx.LOST,
+        write.database,
+        write.kind,
+        write.key,
+        write.argument,
+        write.base,
+        write.op_id,
+        write.at_ms,
+        write.bound_ms,
+    )
+
+
 def head_of(packed: bytes | None) -> tuple[str, int, int] | None:
     """(state, kind, previous) of the record of an entry, without reading all of it; None where it is none."""
     if packed is None or not record.is_live(packed):

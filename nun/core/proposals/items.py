@@ -22,7 +22,7 @@ from nun.codec import pack, unpack
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.accept import incremented, is_refusal
-from nun.core.conflicts.ledger import write_of
+from nun.core.conflicts.ledger import lost, write_of
 from nun.core.keyspace import Table
 from nun.core.proposals.outbox import Item, Operation, decode_item
 from nun.core.proposals.repeats import (
@@ -185,8 +185,11 @@ class Items:
                 write = write_of(item, operation, database)
                 code, answer = core.conflicts.challenge(write, old, REPLACED)
                 answers.append([code, answer, operation.key] if code else answer)
+                if code == VersionConflict.code:
+                    core.stream.add(lost(write))
             elif reason or reasons:
                 core.ledger.refuse(item, operation, database, reason)
+                core.stream.add(lost(write_of(item, operation, database)))
                 answers.append([VersionConflict.code, reason, operation.key])
             else:
                 value = operation.argument
