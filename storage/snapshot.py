@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, cast
@@ -44,6 +44,7 @@ _CHUNK_BYTES: Final = 4 << 20
 _CHUNK_RECORDS: Final = 1_024
 
 Overlay = dict[bytes, bytes | None]
+Run = tuple[Sequence[bytes], Sequence[bytes]]  # keys and their records
 Step = Callable[[], None] | None
 Work = Generator[Step, None, None]
 
@@ -334,9 +335,7 @@ class Snapshots:
         """Writes what is appended and plans what changes in place; `side` gets the new counts."""
         rows = store.rows
         appended = _Appended(side)
-        keys, records = iter(overlay), iter(overlay.values())
-        while some := list(islice(keys, _CHUNK_RECORDS)):
-            found = list(islice(records, _CHUNK_RECORDS))
+        for some, found in _chunks(overlay):
             if None in found or not rows.keys().isdisjoint(some):
                 some, packed = self._changed(side, files, appended, rows, some, found)
             else:
@@ -412,9 +411,7 @@ class Snapshots:
             for file in files.values():
                 file.truncate(0)
             appended = _Appended(side)
-            kept = self._records(store, overlay)
-            while some := list(islice(kept, _CHUNK_RECORDS)):
-                keys, records = zip(*some, strict=True)
+            for keys, records in self._runs(store, overlay):
                 rows.update(zip(keys, range(side.rows, side.rows + len(keys)), strict=True))
                 appended.rows(keys, records)
                 if appended.size > _CHUNK_BYTES:
@@ -448,19 +445,27 @@ class Snapshots:
             self._disk.remove(name)
             manifest.sync_names(self._disk)
 
-    def _records(
-        self, store: Store, overlay: Overlay
-    ) -> Generator[tuple[bytes, bytes], None, None]:
+    def _runs(self, store: Store, overlay: Overlay) -> Iterator[Run]:
         """All records of a database, tombstones included: those of the files that did not change, then the changed."""
+        kept: Iterator[tuple[bytes, bytes]] = iter(())
         if store.fresh is not None:
-            for key, packed in store.fresh.items():
-                if key not in overlay:
-                    yield key, packed
+            kept = (item for item in store.fresh.items() if item[0] not in overlay)
         elif store.side.rows:
-            yield from self._unchanged(store.side, store.rows, overlay)
-        for key, changed in overlay.items():
-            if changed is not None:
-                yield key, changed
+            kept = self._unchanged(store.side, store.rows, overlay)
+        while some := list(islice(kept, _CHUNK_RECORDS)):
+            keys, records = zip(*some, strict=True)
+            yield keys, records
+        for changed, found in _chunks(overlay):
+            if None not in found:
+                yield changed, cast(list[bytes], found)
+                continue
+            some = [
+                (key, packed)
+                for key, packed in zip(changed, found, strict=True)
+                if packed is not None
+            ]
+            if some:
+                yield [key for key, _ in some], [packed for _, packed in some]
 
     def _unchanged(
         self, side: Side, rows: dict[bytes, int], overlay: Overlay
@@ -492,6 +497,13 @@ class Snapshots:
         strategy = strategies.get(info.strategy, 0) if info is not None else 0
         content = layout.METADATA_ROW.pack(side.number, strategy)
         manifest.replace(self._disk, layout.file_name(side.name, layout.METADATA), content)
+
+
+def _chunks(overlay: Overlay) -> Iterator[tuple[list[bytes], list[bytes | None]]]:
+    """The keys and records of an overlay, some at a time."""
+    keys, records = iter(overlay), iter(overlay.values())
+    while some := list(islice(keys, _CHUNK_RECORDS)):
+        yield some, list(islice(records, _CHUNK_RECORDS))
 
 
 _COUNTS: Final = {
