@@ -192,7 +192,7 @@ class Network:
         seen_from = max(first_unseen(items, state), reaches if reaches >= 0 else last)
         asked = {request_of(data) for _, data in items}
         decided = {
-            (effect[1], effect[2]): effect[4]
+            (effect[1], effect[2]): (effect[4], effect[6])
             for _, effects in entries(self.reader, seen_from + 1, last)
             for effect in effects
             if effect[0] == fx.OUTCOME and (effect[1], effect[2]) in asked

@@ -557,7 +557,7 @@ class NetworkCore:
     ) -> PendingEntry:
         """Logs what became of a request, so that a retry gets the same answer."""
         if self.tentative.repeats:
-            self.tentative.repeats.decided((session.client_id, number), status)
+            self.tentative.repeats.decided((session.client_id, number), status, result)
         effect = (fx.OUTCOME, session.client_id, number, floor, status, op_id, result)
         entry = self.stream.add(effect)
         entry.writes += 1

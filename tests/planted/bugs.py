@@ -425,6 +425,14 @@ BUGS: tuple[Bug, ...] = (
         ("tests/unit/core/test_repeats.py",),
     ),
     Bug(
+        "refused-part-forgotten",
+        "of a batch that another history had acknowledged, what this one refused is dropped",
+        "nun/core/proposals/repeats.py",
+        "                return REFUSED, encode_item(item._replace(operations=refused))\n",
+        "                return DONE, data\n",
+        ("tests/unit/core/test_repeats.py",),
+    ),
+    Bug(
         "outbox-dropped-at-decision",
         "an item leaves the outbox when it is decided, not when that is settled",
         "nun/core/proposals/tentative.py",

@@ -11,7 +11,9 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.client import operations as ops
 from nun.client.values import TEXT
+from nun.codec import unpack
 from nun.core import record
+from nun.core.clock import TICK
 from nun.core.conflicts import ledger
 from nun.core.replication.echoes import topics_of
 from tests.simulation.client import Client, outcome, with_level
@@ -385,20 +387,47 @@ def asked_at_two_nodes(story: Story, base: int) -> Write:
     client = story.at("node3")
     value = ops.set(client.grant, "s0", " e", (m.ON_BASE, base, True), TEXT)
     write = Write("element", client.name, None, ["s0"], [" e"], 0, "e", bases=[base])
+    ask_at_two_nodes(story, client, value, write)
+    write.acked = {"s0": value.op_id}
+    return write
+
+
+def ask_at_two_nodes(story: Story, client: Client, request: Any, write: Write) -> None:
     story.writes.append(write)
     answers: list[Any] = []
-    client.ask(value, 1, answers.append)
+    client.ask(request, 1, answers.append)
     story.until(lambda: bool(answers), "it is not known what became of it")
     assert outcome(answers.pop())[0] == "unknown"
     for link in ((client.name, "node3"), ("node3", client.name)):
         story.wires.block(*link, (10**7, 10**9))  # node3 does not notice that the client is gone
     client.addresses[:] = ["tcp://node1:1"]
     client.move()
-    client.retry(value, 10, answers.append)
+    client.retry(request, 10, answers.append)
     story.until(lambda: bool(answers), "node1 has done it")
     assert outcome(answers.pop())[0] == "done"
-    write.ending, write.number, write.acked = "done", value.number, {"s0": value.op_id}
-    return write
+    write.ending, write.number = "done", request.number
+
+
+def held_before(story: Story, key: str, value: str) -> list[Any]:
+    """Another client's set, which node3 holds for a primary; what becomes of it."""
+    other = story.at("node3")
+    answers: list[Any] = []
+    other.ask(ops.set(other.grant, key, value, None, TEXT), 60, answers.append)
+    story.until(lambda: len(story.nodes["node3"].network.core.forwarding) == 1, "it is held first")
+    return answers
+
+
+def go_on_at_node3(story: Story, write: Write) -> None:
+    """The client has its answer and asks for more; no row says any more what became of its write."""
+    story.nodes["node1"].kill("for a while")
+    story.wires.unblock(write.client, "node3")
+    story.wires.unblock("node3", write.client)
+    client = next(each for each in story.clients if each.name == write.client)
+    client.addresses[:] = ["tcp://node3:1"]
+    client.move()
+    story.put(client, "k", "on")
+    rows = story.nodes["node3"].network.core.state.clients[client.name.encode()].rows
+    assert write.number not in rows
 
 
 def test_a_write_that_two_histories_decided_is_there_once_and_did_not_lose(story: Story) -> None:
@@ -423,29 +452,48 @@ def test_a_write_that_one_history_did_and_the_one_that_holds_refused_is_in_the_l
     """So too where its client has gone on, and nothing but its node's memory tells what became of the request."""
     base = story.put(story.at("node1"), "s0", "", m.ACK_ALL).op_id
     story.cut("node1")
-    other = story.at("node3")
-    won: list[Any] = []
-    other.ask(ops.set(other.grant, "s0", "won", None, TEXT), 60, won.append)
-    story.until(lambda: len(story.nodes["node3"].network.core.forwarding) == 1, "it is held first")
+    won = held_before(story, "s0", "won")
     write = asked_at_two_nodes(story, base)
     story.promoted("node3")
     story.until(lambda: bool(won), "the other is done")
     if goes_on:
-        story.nodes["node1"].kill("for a while")
-        story.wires.unblock(write.client, "node3")
-        story.wires.unblock("node3", write.client)
-        client = next(each for each in story.clients if each.name == write.client)
-        client.addresses[:] = ["tcp://node3:1"]
-        client.move()
-        story.put(client, "k", "on")
-        rows = story.nodes["node3"].network.core.state.clients[client.name.encode()].rows
-        assert write.number not in rows
+        go_on_at_node3(story, write)
     story.same()
     assert story.get(story.at("node1"), "s0") == "won"
     core = story.nodes["node2"].network.core
     assert ledger.count(core)["refused"] == 1
     told = core.state.notices[write.client.encode()]
     assert [*told] == [write.acked["s0"]]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_of_a_batch_that_one_history_did_what_the_one_that_holds_refused_is_in_the_ledger(
+    story: Story, goes_on: bool
+) -> None:
+    base = story.put(story.at("node1"), "s0", "", m.ACK_ALL).op_id
+    story.cut("node1")
+    won = held_before(story, "s0", "won")
+    client = story.at("node3")
+    kinds = bytes([m.GET, m.SET, m.INCREMENT])
+    conditions = {1: (m.ON_BASE, base, True)}
+    request = ops.batch(
+        client.grant, False, kinds, ["s0", "s0", "n"], [None, "mine", 2], conditions, TEXT
+    )
+    write = Write("batch", client.name, None, ["s0", "n"], ["mine"], 2, bases=[base])
+    ask_at_two_nodes(story, client, request, write)
+    write.acked = {"s0": request.op_id + TICK, "n": request.op_id + 2 * TICK}
+    story.promoted("node3")
+    story.until(lambda: bool(won), "the other is done")
+    if goes_on:
+        go_on_at_node3(story, write)
+    story.same()
+    assert story.get(story.at("node1"), "s0") == "won"
+    assert story.get(story.at("node1"), "n") == "2"
+    core = story.nodes["node2"].network.core
+    assert ledger.count(core)["refused"] == ledger.count(core)["opened"] == 1
+    told = core.state.notices[write.client.encode()]
+    assert [*told] == [write.acked["s0"]]
+    assert unpack(told[write.acked["s0"]])[b"value"] == b"mine"
 
 
 def test_a_promise_is_kept_over_a_start(story: Story) -> None:

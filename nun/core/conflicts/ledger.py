@@ -190,6 +190,12 @@ def write_in(database: int, entry: dict[str, Any]) -> Write:
     )
 
 
+def _is_same(one: Write, other: Write) -> bool:
+    """Whether two writes of one key are the same operation; a request may have several."""
+    asked = ("client_id", "request", "kind", "argument")
+    return all(getattr(one, name) == getattr(other, name) for name in asked)
+
+
 def shown_record(packed: bytes | None) -> dict[str, Any] | None:
     """A record as an entry shows it."""
     if packed is None or not record.is_live(packed):
@@ -272,15 +278,14 @@ class Ledger:
         return table is not None and record.is_live(table.records.get(entry_key(key, op_id)))
 
     def has_request(self, write: Write) -> bool:
-        """Whether the request of a write has an entry for its key, be it under another op id."""
+        """Whether a write has an entry, be it under another op id of its request."""
         table = self._core.tables[write.database]
-        whose = (write.client_id.hex(), write.request)
         for place in table.ordered(None, entry_key(write.key, 0)[:-1]):
             packed = table.records.get(place)
             if packed is None or head_of(packed) is None or key_and_op_id(place)[0] != write.key:
                 continue
-            entry = json.loads(record.value_of(packed))
-            if (entry["client_id"], entry["request"]) == whose:
+            held = write_in(write.database, json.loads(record.value_of(packed)))
+            if _is_same(held, write):
                 return True
         return False
 

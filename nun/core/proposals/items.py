@@ -9,7 +9,8 @@ I1  Items of a node are decided in order of their numbers, without a hole, each 
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
     is gone, the node that holds the item says what it has seen of this history; while that is not enough, it waits.
 I3  A request that this history refused was done in the one that the item comes from, or there were no item: its writer
-    may have been told either. So what it wrote gets an entry of the ledger, unless it has one.
+    may have been told either. So what it wrote gets an entry of the ledger, unless it has one. Of a batch that was
+    refused in part, that goes for the part.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nun import messages as m
-from nun.codec import pack, unpack
+from nun.codec import pack
 from nun.core import effects as fx
 from nun.core import record
 from nun.core.accept import incremented, is_refusal
@@ -33,6 +34,8 @@ from nun.core.proposals.repeats import (
     has_passed,
     is_refused,
     may_decide,
+    parts_of,
+    refused_of,
 )
 from nun.core.record import ABSENT
 from nun.errors import ClaimLost, NotANumber, VersionConflict
@@ -273,7 +276,7 @@ class Items:
     def _outcome(self, item: Item, status: int, result: Any) -> None:
         op_id = item.operations[0].op_id
         effect = (fx.OUTCOME, item.client_id, item.number, item.floor, status, op_id, result)
-        self._core.tentative.repeats.decided((item.client_id, item.number), status)
+        self._core.tentative.repeats.decided((item.client_id, item.number), status, result)
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
 
@@ -289,14 +292,8 @@ def _refused_in(row: Row | None, item: Item) -> list[Operation]:
         return []
     if is_refused(row.status):
         return _writes_of(item)
-    match row.result:
-        case [bytes() as packed, *_] if not row.status:
-            answers = unpack(packed)
-            if len(answers) == len(item.operations):
-                both = zip(item.operations, answers, strict=True)
-                refused = [one for one, answer in both if is_refusal(answer)]
-                return [operation for operation in refused if operation.kind != m.GET]
-    return []
+    parts = parts_of(row.status, row.result)
+    return refused_of(item, parts) if parts else []
 
 
 def _is_there(table: Table, operation: Operation) -> bool:

@@ -8,16 +8,20 @@ would tell is dropped (NodeState, I2). The item's own node sees every entry; it 
 I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
     client's floor is above its number. The primary looks whether one did since (`may_decide`).
 I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess.
+I3  Of a batch that was refused in part, that part alone is proposed, as REFUSED: the rest is DONE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from nun import messages as m
+from nun.codec import unpack
 from nun.core import effects as fx
-from nun.core.proposals.outbox import Item, decode_item
+from nun.core.accept import is_refusal
+from nun.core.proposals.outbox import Item, Operation, decode_item, encode_item
 from nun.core.state import ClientRows, NodeState
 from nun.errors import ConflictPending
 from nun.position import Epoch, Position
@@ -29,6 +33,10 @@ LATER: Final = 3  # not decided so far; whether it may still be, the floor does 
 REFUSED: Final = 4  # DONE, and it was refused
 
 Request = tuple[bytes, int]  # client id, number
+Outcome = tuple[int, Any]  # status, result
+# Of an operation of a batch: its key if it was refused, else whether it was a write.
+Part = bytes | bool
+Parts = tuple[Part, ...]
 
 
 class Held(NamedTuple):
@@ -38,13 +46,13 @@ class Held(NamedTuple):
         following: the number of the next item.
         items: (number, item), oldest first.
         seen_from: every entry after this seq was looked at.
-        decided: the requests that those entries decided, and with which status.
+        decided: the requests that those entries decided, and how.
     """
 
     following: int = 1
     items: Sequence[tuple[int, bytes]] = ()
     seen_from: int = 0
-    decided: Mapping[Request, int] = MappingProxyType({})
+    decided: Mapping[Request, Outcome] = MappingProxyType({})
 
 
 def common_with(since: Position, epochs: Sequence[tuple[Epoch, int]]) -> int:
@@ -89,6 +97,40 @@ def is_refused(status: int) -> bool:
     return status not in (0, ConflictPending.code)
 
 
+def parts_of(status: int, result: Any) -> Parts:
+    """What became of each operation of a batch; empty where none was refused, or all were at once."""
+    match result:
+        case [bytes() as packed, *_] if not status:
+            answers = unpack(packed)
+            parts = tuple(map(_part_of, answers)) if list in map(type, answers) else ()
+            return parts if bytes in map(type, parts) else ()
+    return ()
+
+
+def _part_of(answer: Any) -> Part:
+    if is_refusal(answer) and is_refused(answer[0]):
+        return answer[2] or b""
+    return answer is not None
+
+
+def refused_of(item: Item, parts: Parts) -> list[Operation]:
+    """The writes of an item that were refused where its request was decided, in this history, in parts.
+
+    What was read has a place among the operations, among the parts, in both, or in neither.
+    """
+    operations = item.operations
+    if len(operations) != len(parts):
+        operations = [one for one in operations if one.kind != m.GET or one.argument is not None]
+        parts = tuple(part for part in parts if part is not False)
+    if len(operations) == len(parts):
+        both = zip(operations, parts, strict=True)
+        refused = [one for one, part in both if type(part) is bytes]
+    else:  # it was cut off before, with gaps that nobody can place any more: the keys tell
+        keys = {*parts}
+        refused = [one for one in operations if one.key in keys]
+    return [one for one in refused if one.kind != m.GET]
+
+
 class Repeats:
     """Watches the stream for outcomes of requests that are in the outbox."""
 
@@ -96,7 +138,7 @@ class Repeats:
         self._state = state
         self._items: dict[int, tuple[Request, int]] = {}  # and the op id
         self._unseen: set[int] = set()
-        self._done: dict[int, int] = {}  # -> DONE or REFUSED
+        self._done: dict[int, tuple[int, Parts]] = {}  # -> DONE or REFUSED; where refused in part
         self._waiting: dict[Request, list[int]] = {}
         for number, data in held.items:
             item = decode_item(data)
@@ -107,8 +149,8 @@ class Repeats:
             # An item that came twice, when its decision was cut off: what is known of the later one goes for both.
             if not self._unseen.issuperset(numbers):
                 self._unseen.difference_update(numbers)
-        for request, status in held.decided.items():
-            self.decided(request, status)
+        for request, (status, result) in held.decided.items():
+            self.decided(request, status, result)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -119,17 +161,20 @@ class Repeats:
         self._items[number] = request, item.op_id
         self._waiting.setdefault(request, []).append(number)
 
-    def decided(self, request: Request, status: int) -> None:
+    def decided(self, request: Request, status: int, result: Any) -> None:
         """An entry of this history has decided a request."""
-        verdict = REFUSED if is_refused(status) else DONE
-        for number in self._waiting.get(request, ()):
-            self._done[number] = verdict
+        numbers = self._waiting.get(request)
+        if numbers is None:
+            return
+        known = (REFUSED if is_refused(status) else DONE, parts_of(status, result))
+        for number in numbers:
+            self._done[number] = known
 
     def look_at(self, effects: Iterable[fx.Effect]) -> None:
         """An entry of this history."""
         for effect in effects:
             if effect[0] == fx.OUTCOME:
-                self.decided((effect[1], effect[2]), effect[4])
+                self.decided((effect[1], effect[2]), effect[4], effect[6])
 
     def drop(self, number: int) -> None:
         """An item has left the outbox."""
@@ -144,9 +189,19 @@ class Repeats:
     def verdict(self, number: int) -> int:
         """What is known of the request of an item that is in the outbox."""
         if number in self._done:
-            return self._done[number]
+            return self._done[number][0]
         if number in self._unseen:
             return UNKNOWN
         request, op_id = self._items[number]
         first = self._waiting[request][0] == number
         return OPEN if first and has_passed(self._state, request, op_id) else LATER
+
+    def judged(self, number: int, data: bytes) -> tuple[int, bytes]:
+        """The verdict on an item that is in the outbox, and the item as it is to be proposed (I3)."""
+        _, parts = self._done.get(number, (OPEN, ()))
+        if parts:
+            item = decode_item(data)
+            refused = refused_of(item, parts)
+            if refused:
+                return REFUSED, encode_item(item._replace(operations=refused))
+        return self.verdict(number), data

@@ -293,8 +293,8 @@ class Tentative:
         for number, data in self._items.items():
             if not previous < number <= self._durable:
                 continue
-            verdict = self.repeats.verdict(number)
-            body = item_body(previous, number, verdict, seen, data)
+            verdict, proposed = self.repeats.judged(number, data)
+            body = item_body(previous, number, verdict, seen, proposed)
             bodies.append((TICKETS_FROM + number, body))
             previous = number
             room -= len(data)

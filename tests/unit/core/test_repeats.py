@@ -261,7 +261,7 @@ def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
         data = Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, 0, Position(2, 2, 1, since))
         items.append((number, encode_item(data)))
     assert repeats.first_unseen(items, state) == 12
-    known = Repeats(state, Held(4, items, 20, {(CLIENT, 3): 0}))
+    known = Repeats(state, Held(4, items, 20, {(CLIENT, 3): (0, None)}))
     assert [known.verdict(number) for number in (1, 2, 3)] == [UNKNOWN, OPEN, DONE]
     known.add(4, Item(CLIENT, 20, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
     assert known.verdict(4) == LATER
@@ -372,3 +372,107 @@ def test_a_node_sees_which_requests_were_refused(cluster: Cluster) -> None:
         known.add(number, Item(CLIENT, number, 0, b"d", m.SET, False, [], 0, 0, NOTHING))
         known.look_at([(fx.OUTCOME, CLIENT, number, 0, status, 7, None)])
         assert known.verdict(number) == verdict
+
+
+# Refused in part
+
+
+REFUSAL = [VersionConflict.code, "it was made on another", b"s"]
+PENDING = [ConflictPending.code, "it waits", b"s"]
+
+
+def batch(cluster: Cluster, number: int, *made: tuple[int, bytes, Any]) -> Item:
+    """The item of a batch that another history had done whole; what it read has its place in it."""
+    operations = [
+        Operation(kind, b"" if kind == m.GET else key, argument, 0, stamp(cluster.primary))
+        for kind, key, argument in made
+    ]
+    return Item(CLIENT, number, 0, b"d", m.BATCH, False, operations, 0, 0, NOTHING)
+
+
+def test_of_a_batch_whose_client_has_gone_on_its_node_proposes_what_was_refused(
+    cluster: Cluster,
+) -> None:
+    """Its row is gone; the rest was done in this history."""
+    primary = cluster.primary
+    write(primary.client(), m.SET, 1, "text", "no number", None)
+    client = primary.client(client_id=CLIENT)
+    client.number, client.floor = 2, 3
+    kinds = bytes([m.GET, m.SET, m.INCREMENT])
+    payload = pack([["r", "a", "text"], [None, "mine", 2]])
+    assert write(client, m.BATCH, 1, False, kinds, payload, None) == 3
+    primary.sync()
+    outcome = primary.core.state.clients[CLIENT].rows[3]
+    go_on(primary, 9)
+    item = batch(cluster, 3, (m.GET, b"r", None), (m.SET, b"a", b"mine"), (m.INCREMENT, b"text", 2))
+    known = Repeats(primary.core.state, Held())
+    known.add(1, item)
+    known.look_at([(fx.OUTCOME, CLIENT, 3, 3, outcome.status, 7, outcome.result)])
+    verdict, data = known.judged(1, encode_item(item))
+    for outbox_number in (1, 2):  # and once
+        decide(primary, outbox_number, data, verdict=verdict)
+    assert (value_of(primary, b"a"), value_of(primary, b"text")) == (b"mine", b"no number")
+    [entry] = ledger(primary)
+    assert (entry["key"], entry["value"], entry["op_id"]) == ("text", 2, item.operations[2].op_id)
+    assert [*primary.core.state.notices[CLIENT]] == [entry["op_id"]]
+    known.drop(1)
+    assert len(known) == 0
+
+
+READ = (m.GET, b"r", None)
+NOTHING_DONE = (m.GET, b"x", 4)  # there was nothing to remove in that history
+SET = (m.SET, b"s", b"1")
+OTHER = (m.SET, b"o", b"1")
+
+
+@pytest.mark.parametrize(
+    ("made", "answers", "refused"),
+    [
+        ([SET, OTHER], [REFUSAL, 1], [0]),
+        ([SET, OTHER], [PENDING, 1], []),  # it waits in this history
+        ([SET, OTHER], [1, 1], []),
+        ([READ, SET, OTHER], [None, REFUSAL, 1], [1]),
+        ([SET, OTHER], [None, REFUSAL, 1], [0]),  # what was read stands in the answers only
+        ([READ, SET, NOTHING_DONE], [REFUSAL, 1], [1]),  # or in the item only
+        ([NOTHING_DONE, SET], [REFUSAL, REFUSAL], [1]),
+        ([SET, OTHER], [1, REFUSAL, [2, 5]], [0]),  # its gaps are lost: the keys tell
+        ([SET, OTHER], [None, [1, b"2"]], []),
+    ],
+)
+def test_which_writes_of_a_batch_were_refused(
+    cluster: Cluster, made: list[Any], answers: list[Any], refused: list[int]
+) -> None:
+    item = batch(cluster, 3, *made)
+    for result in ([pack(answers)], [pack(answers), True]):
+        parts = repeats.parts_of(0, result)
+        found = repeats.refused_of(item, parts) if parts else []
+        assert found == [item.operations[index] for index in refused]
+
+
+@pytest.mark.parametrize("result", [True, b"heads", 3, [1, 2], [pack([1, None, [2, 7]])], {8: b""}])
+def test_of_a_request_that_was_done_no_part_was_refused(result: Any) -> None:
+    assert repeats.parts_of(0, result) == ()
+
+
+def test_a_node_that_starts_knows_which_part_its_log_refused(cluster: Cluster) -> None:
+    item = batch(cluster, 3, SET, OTHER)
+    data = encode_item(item)
+    held = Held(2, [(1, data)], 0, {(CLIENT, 3): (0, [pack([1, [*REFUSAL[:2], b"o"]])])})
+    known = Repeats(cluster.primary.core.state, held)
+    reduced = encode_item(item._replace(operations=item.operations[1:]))
+    assert known.judged(1, data) == (REFUSED, reduced)
+
+
+def test_of_two_writes_of_one_batch_to_one_key_one_is_in_the_ledger_already(
+    cluster: Cluster,
+) -> None:
+    """In this history the set had lost its place, and the increment before it found no number."""
+    primary = cluster.primary
+    item = batch(cluster, 3, (m.INCREMENT, b"a", 2), (m.SET, b"a", b"mine"))
+    first = item._replace(operations=item.operations[1:])
+    refused(cluster, 2)
+    decide(primary, 1, encode_item(first), verdict=OPEN)
+    assert [entry["kind"] for entry in ledger(primary)] == ["set"]
+    for outbox_number in (2, 3):
+        decide(primary, outbox_number, encode_item(item), verdict=REFUSED)
+    assert sorted(entry["kind"] for entry in ledger(primary)) == ["increment", "set"]
