@@ -43,6 +43,7 @@ from tests.simulation.workload import (
     check_elements,
     check_exactly_once,
     check_requests,
+    refused_keys,
 )
 from tests.simulation.world import MS, SECOND, World
 from tests.simulation.zmq_model import Wires
@@ -353,7 +354,7 @@ class Simulation:
         for position in history:
             model.take(position, self.oracle.effects[position])
         told = {entry["op_id"] for entry in model.entries.values()}
-        aliases = self._aliases(history, told)
+        aliases = self._aliases(history, model)
         told |= self.oracle.excused
         self._check_acknowledged(changes, told | aliases.keys())
         check_exactly_once(self.writes, changes, told, aliases)
@@ -380,7 +381,7 @@ class Simulation:
     def check_more(self, model: Model, changes: list[Change], values: dict[str, str]) -> None:
         """What can be said beside, of this kind of life."""
         told = {entry["op_id"] for entry in model.entries.values()}
-        aliases = self._aliases(self.oracle.history(changes[-1].position), told)
+        aliases = self._aliases(self.oracle.history(changes[-1].position), model)
         check_elements(self.writes, values, told, self.oracle.excused, aliases)
 
     def _same_everywhere(self, primary: Node) -> dict[bytes, bytes]:
@@ -421,23 +422,33 @@ class Simulation:
                         f"{write.position} was acknowledged at {write.level} and is lost"
                     )
 
-    def _aliases(self, history: list[Position], told: set[int]) -> dict[int, int]:
+    def _aliases(self, history: list[Position], model: Model) -> dict[int, int]:
         """Op ids of requests that were stamped twice, and done under the other stamp: asked again after a crash.
 
         Each with that other one, of the first operation. An alias says nothing of whether the write took effect:
-        that is as it is with the op id under which the request was decided.
+        that is as it is with the op id under which the request was decided. What a batch was refused of has none,
+        unless the ledger has it under another op id.
         """
+        told = {entry["op_id"] for entry in model.entries.values()}
         done = {
-            (effect[1], effect[2]): effect[5]
+            (effect[1], effect[2]): effect
             for position in history
             for effect in self.oracle.effects.get(position, ())
             if effect[0] == fx.OUTCOME and (effect[4] == 0 or effect[5] in told)
         }
+        kept = {
+            (bytes.fromhex(entry["client_id"]), entry["request"], entry["key"])
+            for entry in model.entries.values()
+        }
         found: dict[int, int] = {}
         for write in self.writes:
-            first = done.get((write.client.encode(), write.number))
-            if write.acked and first and first not in write.acked.values():
-                found |= dict.fromkeys(write.acked.values(), first)
+            request = (write.client.encode(), write.number)
+            if not write.acked or request not in done:
+                continue
+            effect = done[request]
+            if effect[5] and effect[5] not in write.acked.values():
+                lost = {key for key in refused_keys(effect) if (*request, key) not in kept}
+                found |= {op_id: effect[5] for key, op_id in write.acked.items() if key not in lost}
         return found
 
     @staticmethod

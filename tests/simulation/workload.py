@@ -10,7 +10,9 @@ from nun import messages as m
 from nun.client import operations as ops
 from nun.client.request import Request
 from nun.client.values import TEXT
+from nun.codec import unpack
 from nun.core import effects as fx
+from nun.core.accept import is_refusal
 from nun.core.clock import TICK
 from nun.errors import VersionConflict
 from nun.position import Position
@@ -316,6 +318,15 @@ _WEIGHTS: Final = (5, 2, 5, 3, 2, 2, 5, 2, 2, 3)
 _DONE_MAYBE: Final = ("LevelNotReached", "NoPrimary", "ConnectionLost", "OutcomeExpired")
 
 
+def refused_keys(outcome: Any) -> set[str]:
+    """Of a batch that was decided one operation after the other: the keys of those that were refused."""
+    match outcome[6]:
+        case [bytes() as packed, *_] if not outcome[4]:
+            refusals = filter(is_refusal, unpack(packed))
+            return {key.decode() for _, _, key in refusals if key is not None}
+    return set()
+
+
 def check_exactly_once(
     writes: list[Write], changes: list[Any], told: set[int], aliases: dict[int, int]
 ) -> None:
@@ -395,4 +406,5 @@ __all__ = [
     "check_elements",
     "check_exactly_once",
     "check_requests",
+    "refused_keys",
 ]
