@@ -56,6 +56,7 @@ class Table:
         self.live = 0
         self.bytes = 0
         self._order = OrderedKeys(self.records)
+        self._ledger_order = OrderedKeys(self.ledger)
         self._open: dict[bytes, None] = {}  # entries of the ledger
         self._open_order = OrderedKeys(self._open)
         if self.records:
@@ -69,7 +70,7 @@ class Table:
         ]
         self.tombstones = {key: op_id for op_id, key in sorted(removed)}
         entries = [key for key in self.records if key.startswith(CONFLICT_PREFIX)]
-        self.ledger = dict.fromkeys(key for key in entries if record.is_live(self.records[key]))
+        self.ledger.update((key, None) for key in entries if record.is_live(self.records[key]))
         self._open.update((key, None) for key in self.ledger if _is_open_entry(self.records[key]))
         dead = sum(not record.is_live(packed) for _, packed in special)
         self.live = len(self.records) - dead
@@ -128,10 +129,14 @@ class Table:
 
     def _ledger_changed(self, key: bytes, new: bytes | None) -> None:
         if new is not None and record.is_live(new):
-            self.ledger[key] = None
+            if key not in self.ledger:
+                self.ledger[key] = None
+                self._ledger_order.added((key,))
             opened = _is_open_entry(new)
         else:
-            self.ledger.pop(key, None)
+            if key in self.ledger:
+                del self.ledger[key]
+                self._ledger_order.removed()
             opened = False
         if opened and key not in self._open:
             self._open[key] = None
@@ -189,6 +194,10 @@ class Table:
     def ordered(self, after: bytes | None, prefix: bytes) -> Iterator[bytes]:
         """Keys that begin with `prefix`, in byte order, beyond `after`; some may be tombstones or gone."""
         return self._order.beyond(after, prefix)
+
+    def entries(self, prefix: bytes) -> Iterator[bytes]:
+        """As `ordered`, of the ledger alone: the order of all other keys is not made for it."""
+        return self._ledger_order.beyond(None, prefix)
 
     def open_entries(self, after: bytes | None, prefix: bytes) -> Iterator[bytes]:
         """As `ordered`, of the open entries of the ledger alone."""

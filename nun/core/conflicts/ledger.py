@@ -280,7 +280,7 @@ class Ledger:
     def has_request(self, write: Write) -> bool:
         """Whether a write has an entry, be it under another op id of its request."""
         table = self._core.tables[write.database]
-        for place in table.ordered(None, entry_key(write.key, 0)[:-1]):
+        for place in table.entries(entry_key(write.key, 0)[:-1]):
             packed = table.records.get(place)
             if packed is None or head_of(packed) is None or key_and_op_id(place)[0] != write.key:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Collection
 
 import pytest
 
@@ -13,7 +14,7 @@ from nun.core.conflicts import arbitration, ledger
 from nun.core.conflicts.ledger_keys import entry_key
 from nun.core.keyspace import Table
 from nun.core.ordered import OrderedKeys
-from tests.support.conflicts import claimed, conflict_on, made, resolve
+from tests.support.conflicts import claimed, conflict_on, entries, made, put, resolve
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -61,6 +62,34 @@ def test_a_table_knows_its_open_entries(seed: int) -> None:
         ]
         found = dict.fromkeys(place for place in table.open_entries(None, b"") if place in wanted)
         assert list(found) == wanted
+        kept = dict.fromkeys(place for place in table.entries(b"") if place in table.ledger)
+        assert list(kept) == sorted(table.ledger)
+
+
+def test_the_entry_of_a_request_is_found_without_the_order_of_all_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = made()
+    client = driver.client()
+    for number in range(100):
+        put(client, f"key{number}", "v")
+    for key in ("k", "k_1", "l"):
+        conflict_on(driver, key)
+    sizes = []
+
+    def counted(keys: Collection[bytes]) -> list[bytes]:
+        sizes.append(len(keys))
+        return sorted(keys)
+
+    monkeypatch.setattr("nun.core.ordered.sorted", counted, raising=False)
+    writes = [ledger.write_in(1, one) for one in entries(driver)]
+    has = driver.core.ledger.has_request
+    assert [write.key for write in writes] == [b"k", b"k_1", b"l"]
+    assert [has(write) for write in writes] == [True] * 3
+    assert [has(write._replace(op_id=1)) for write in writes] == [True] * 3
+    assert not any(has(write._replace(request=write.request + 9)) for write in writes)
+    assert not has(writes[0]._replace(key=b"l"))
+    assert sum(sizes) == 3, "the ledger alone was put in order, once"
 
 
 def test_open_conflicts_are_found_however_many_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
