@@ -122,5 +122,6 @@ class Greetings:
         )
         peer.heard_ns = self._core.now_ns
         self._core.view.compare()
+        self._core.promotion.heard(peer)
         self._core.coordinator.decide()
         return True

@@ -1,7 +1,8 @@
 """A change of primary: promises, and what a candidate does to become primary.
 
     an operator asks  ->  near the primary  ->  own promise kept  ->  promises of a majority, the present primary among
-    them if it can be reached  ->  what they have and this node has not is fetched and durable  ->  the reign begins
+    them if it can be reached, and whoever is heard to be primary meanwhile  ->  what they have and this node has not is
+    fetched and durable  ->  the reign begins
 
 A promise is (reign, number of the candidate). Who has given one decides, applies and acks nothing older; it is on disk
 before it is told. Since a majority holds whatever is settled, and the candidate fetches up to the highest position
@@ -54,6 +55,7 @@ class Promotion:
         self._force = False
         self._promise: Promise = (0, 0)
         self._promised: dict[str, Position | None] = {}
+        self._leaders: dict[str, None] = {}  # who was primary last, or was heard to be since
         self._since_ns = 0
         self._promises_from_ns = 0
         self._target_seq = 0
@@ -111,11 +113,13 @@ class Promotion:
         self._force = force
         self._since_ns = core.now_ns
         core.note("candidate", force=force)
+        self._stage = "step down" if core.leads else "near"
+        self._leaders = {} if core.last_leader is None else {core.last_leader.name: None}
+        for peer in core.peers.values():
+            self.heard(peer)
         if core.leads:
-            self._stage = "step down"
             core.step_down()
         else:
-            self._stage = "near"
             self._near()
 
     @property
@@ -272,7 +276,7 @@ class Promotion:
         given = [name for name in members if name in self._promised]
         majority = len(given) > len(members) // 2
         waited_ns = core.now_ns - self._promises_from_ns
-        enough = majority and not self._waits_for_leader()
+        enough = majority and self._awaited() is None
         if not enough and not (self._force and waited_ns > FORCE_NS):
             return
         best: str | None = max(
@@ -288,16 +292,31 @@ class Promotion:
         else:
             core.following.fetch_from(core.peers[best], highest.seq)
 
-    def _waits_for_leader(self) -> bool:
-        """Whether the primary lives, as far as is known, and has not promised: what it has answered and nobody else
-        has would come back as proposals only."""
-        leader = self._core.last_leader
-        return (
-            leader is not None
-            and leader.name not in self._promised
-            and leader.heard_ns is not None
-            and self._core.now_ns - leader.heard_ns < LEADER_LOST_NS
-        )
+    def heard(self, peer: Peer) -> None:
+        """A peer has said what it is: one that leads is asked for its promise too, if there is time for that.
+
+        Not one of an epoch that is older than what this node has: what it decides is in no history that can go on.
+        """
+        core = self._core
+        over = core.epoch is not None and peer.epoch is not None and peer.epoch < core.epoch
+        if not self._stage or not peer.leads or over or peer.name in self._leaders:
+            return
+        self._leaders[peer.name] = None
+        if self._stage == "fetch" and self._awaited() is not None and not self._force:
+            core.following.stop()
+            self._stage = "promises"
+            self._ask()
+
+    def _awaited(self) -> Peer | None:
+        """A primary that lives, as far as is known, and has not promised: what it has answered and nobody else has
+        would come back as proposals only."""
+        core = self._core
+        for name in self._leaders:
+            peer = core.peers[name]
+            silent = peer.heard_ns is None or core.now_ns - peer.heard_ns >= LEADER_LOST_NS
+            if name not in self._promised and not silent:
+                return peer
+        return None
 
     def fetched(self) -> None:
         """Everything that was promised to be there is on this node's disk, or on its way to it."""
@@ -391,8 +410,9 @@ class Promotion:
         elif core.now_ns - self._since_ns > PATIENCE_NS:
             given = ", ".join(self._promised) or "nobody"
             lacks = "a majority"
-            if self._waits_for_leader() and core.last_leader is not None:
-                lacks = f"{core.last_leader.name}, the primary, which is there"
+            awaited = self._awaited()
+            if awaited is not None:
+                lacks = f"{awaited.name}, the primary, which is there"
             limit_s = PATIENCE_NS // 10**9
             self.failed(f"no promise of {lacks} within {limit_s} s; promised by {given}")
         elif self._stage == "near":

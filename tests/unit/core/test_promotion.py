@@ -93,6 +93,101 @@ def test_a_primary_that_is_there_and_gives_no_promise_is_named(cluster: Cluster)
     assert b"no promise of node1, the primary, which is there" in cluster.promoted(2)[3]
 
 
+class TestAPrimaryThatIsHeardOfMeanwhile:
+    """node2 knows node1 as the primary, which node3 has taken over from behind its back."""
+
+    @pytest.fixture
+    def position(self, cluster: Cluster) -> Position:
+        """Of an entry that only the new primary has."""
+        cluster.part(2, 3)
+        cluster.promote(3)
+        cluster.run(3, lambda: cluster.promoted(3))
+        cluster.run(0.5)
+        assert cluster.primaries == ["node3"]
+        cluster.loses = lambda sender, _, what: (
+            sender == "node3" and what[0] in (pm.TOPIC_ENTRY, pm.TOPIC_BEAT)
+        )
+        return cluster[3].decide()
+
+    def test_it_is_waited_for(self, cluster: Cluster, position: Position) -> None:
+        cluster[1].hold, cluster[3].hold = {pm.KEPT}, {pm.KEPT}
+        cluster.promote(2)
+        cluster.apart.clear()
+        cluster.run(0.5)
+        cluster[1].release()
+        cluster.run(4)
+        assert not cluster.primaries, "that one is about to promise"
+        cluster[3].release()
+        cluster.run(1, lambda: cluster.promoted(2))
+        assert cluster.promoted(2)[2] == 0
+        assert cluster[2].log[position.seq - 1][0] == position
+
+    def test_it_is_asked_while_the_candidate_fetches(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        hushed = cluster.loses
+        cluster.loses = lambda sender, receiver, what: (
+            what[0] == pm.FETCHED or hushed(sender, receiver, what)
+        )
+        cluster.sent.clear()
+        cluster.promote(2)
+        cluster.run(1)
+        asked = [(sender, receiver) for sender, receiver, _ in cluster.messages(pm.FETCH)]
+        assert set(asked) == {("node2", "node1")}
+        cluster.apart.clear()
+        cluster.run(0.5)
+        cluster.loses = hushed
+        cluster.run(2, lambda: cluster.promoted(2))
+        assert cluster.promoted(2)[2] == 0
+        assert cluster[2].log[position.seq - 1][0] == position
+
+    def test_it_is_not_waited_for_once_it_is_silent(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        cluster[1].hold, cluster[3].hold = {pm.KEPT}, {pm.KEPT}
+        cluster.promote(2)
+        cluster.apart.clear()
+        cluster.run(0.5)
+        cluster[1].release()
+        cluster[3].stop()
+        cluster.run(2)
+        assert not cluster.primaries
+        cluster.run(2, lambda: cluster.promoted(2))
+        assert cluster.promoted(2)[2] == 0
+        assert cluster[2].log[position.seq - 1][0] != position
+
+    def test_it_is_named_when_it_gives_no_promise(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        cluster[1].hold, cluster[3].hold = {pm.KEPT}, {pm.KEPT}
+        cluster.promote(2)
+        cluster.apart.clear()
+        cluster.run(0.5)
+        cluster[1].release()
+        cluster.run(11, lambda: cluster.promoted(2))
+        assert b"no promise of node3, the primary, which is there" in cluster.promoted(2)[3]
+        assert cluster[3].last == position
+
+
+def test_a_primary_of_a_reign_that_is_over_is_not_waited_for() -> None:
+    """Its own entries are in no history that the candidate could go on with."""
+    cluster = Cluster(nodes=5).form()
+    for index in (2, 3, 4, 5):
+        cluster.part(1, index)
+    cluster.run(4)
+    cluster.promote(3)
+    cluster.run(5, lambda: cluster.promoted(3))
+    cluster.run(1)
+    cluster[3].stop()
+    cluster.promote(2)
+    cluster[1].hold = {pm.STEPPED_DOWN}
+    cluster.apart.clear()
+    cluster.run(4, lambda: cluster.promoted(2))
+    assert cluster.promoted(2)[2] == 0
+    assert cluster[2].core.peers["node1"].is_there(cluster.now_ns)
+    assert cluster.messages(pm.PROMISE)[-1][0] != "node1"
+
+
 def test_without_a_majority_nothing_is_begun(cluster: Cluster) -> None:
     cluster[1].stop()
     cluster[3].stop()
