@@ -19,8 +19,10 @@ REPLICATOR_UP: Final = 130  # r: [130]     answered by NODE_STATE once the netwo
 NODE_STATE: Final = 131  # n: [131, cluster_id, number, start, role, epoch, last position,
 #   history, members]
 #   role: ROLE_*; sent again whenever role, history or members have changed
-BE_PRIMARY: Final = 132  # r: [132, reign, seq]   begin the epoch (reign, own number, own start)
-#   once this entry is adopted
+BE_PRIMARY: Final = (
+    132  # r: [132, reign, position]   begin the epoch (reign, own number, own start)
+)
+#   once this entry is adopted (nil: of none), and whatever else the own disk has
 BE_REPLICA: Final = (
     133  # r: [133, epoch, its first seq]            decide nothing more; entries of this epoch
 )

@@ -55,12 +55,16 @@ class Adopter:
             kind, position, body = fx.decode_head(frame)
             if not self.fence.passes(position):
                 continue
-            if position.seq > self.known_seq:
-                self.known_seq = position.seq
+            self.exists(position.seq)
             if kind == fx.ENTRY and position.seq == stream.last_seq + 1:
                 self._adopt(position, frame, unpack(body))
                 adopted = True
         return adopted
+
+    def exists(self, seq: int) -> None:
+        """There are entries up to this one."""
+        if seq > self.known_seq:
+            self.known_seq = seq
 
     def missing(self) -> int:
         """The first seq to read from the log, when entries are missing here that the log has; else 0."""

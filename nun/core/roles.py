@@ -24,7 +24,7 @@ from nun import peer_messages as pm
 from nun.core import effects as fx
 from nun.core.newcomers import Newcomers
 from nun.core.state import Member
-from nun.position import Epoch
+from nun.position import Epoch, Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
@@ -49,7 +49,7 @@ class Roles:
         self.primary_address: str | None = None
         self.primary_durable = core.stream.last_seq
         self.stepping_down = False
-        self._to_begin: tuple[int, int] | None = None  # reign, and the entry it comes after
+        self._to_begin: tuple[int, Position | None] | None = None  # reign, the entry it comes after
         self.following = False  # the primary's position has come since this process began
         self.newcomers = Newcomers(core)
         self.traffic: dict[str | None, int] = {}  # what the replicator last told for `status`
@@ -92,11 +92,33 @@ class Roles:
         self.tell_state()
 
     def begin_if_ready(self) -> None:
-        """Begins the epoch that was ordered, once everything before it is here."""
-        if self._to_begin is not None and self._core.stream.last_seq >= self._to_begin[1]:
-            (reign, seq), self._to_begin = self._to_begin, None
-            assert self._core.stream.last_seq == seq, "entries were adopted that nobody handed down"
+        """Begins the epoch that was ordered, once everything before it is here, and whatever else this disk has.
+
+        There may be more here than the order says: who gave it does not know what a replicator handed down that has
+        died since. Those entries are of the same history, and stay.
+        """
+        if self._to_begin is None:
+            return
+        core = self._core
+        reign, position = self._to_begin
+        wanted = max(core.local_durable, 0 if position is None else position.seq)
+        if core.stream.last_seq < wanted:
+            core.adopter.exists(wanted)
+            return
+        self._to_begin = None
+        epoch = Epoch(reign, core.number, core.start)
+        if self.role == pm.ROLE_PRIMARY and core.stream.epoch == epoch:
+            self.tell_state()  # an earlier replicator's order came first
+        elif self.role == pm.ROLE_PRIMARY or not self._continues(epoch, position):
+            self.stray(f"{epoch} is to begin after {position}, which is not what is here")
+        else:
             self.be_primary(reign)
+
+    def _continues(self, epoch: Epoch, position: Position | None) -> bool:
+        """Whether an epoch is above all of this history, which holds the entry that it is to come after."""
+        state = self._core.state
+        new = not state.epochs or epoch > state.epochs[-1][0]
+        return new and (position is None or state.epoch_of(position.seq) == position.epoch)
 
     def _me(self) -> Member:
         return Member(self._core.settings.name, self._core.settings.directory, self._core.start)
@@ -215,8 +237,8 @@ class Roles:
                 self.tell_state()
                 if core.digests.last is not None:
                     core.out.to_replicator.append((pm.DIGEST_IS, *core.digests.last))
-            case [pm.BE_PRIMARY, int() as reign, int() as seq]:
-                self._to_begin = (reign, seq)
+            case [pm.BE_PRIMARY, int() as reign, position]:
+                self._to_begin = (reign, None if position is None else Position(*position))
                 self.begin_if_ready()
             case [pm.BE_REPLICA, epoch, int() as first_seq]:
                 self.be_replica(None if epoch is None else Epoch(*epoch), first_seq)

@@ -114,7 +114,7 @@ class Cluster:
         self.nodes = [NodeDriver(number, **settings) for number in range(1, replicas + 2)]
         self.primary, *self.replicas = self.nodes
         self.carried = 0  # entries that the replicas have been given
-        self.primary.hear(pm.BE_PRIMARY, 1, 0)
+        self.primary.hear(pm.BE_PRIMARY, 1, None)
         self.primary.sync()
         for node in self.replicas:
             node.hear(pm.BE_REPLICA, EPOCH, 1)

@@ -37,6 +37,7 @@ class FakeNode:
         hold: kinds of messages of this node's own processes that do not arrive until `release`.
         told: what the core said to the network process, decoded.
         kept: what the core said to the storage writer.
+        writer_misses: whether what is handed down gets lost on its way to the storage writer.
         restarts: why the processes were started anew.
     """
 
@@ -57,6 +58,7 @@ class FakeNode:
         self.notes: list[tuple[str, dict[str, Any]]] = []  # what was logged
         self.held: list[tuple[str, Any]] = []
         self.restarts: list[str] = []
+        self.writer_misses = False
         self.up = False
         self.start_processes()
 
@@ -74,11 +76,16 @@ class FakeNode:
         self.told: list[Any] = []
         self.kept: list[Any] = []
         self.held.clear()
-        self.topics: list[bytes] = []
-        self.source: str | None = None
+        self.handed: list[bytes] = []  # what was handed down since
         for position, frame in self.log:
             self._apply(position, frame)
+        self.start_replicator()
+
+    def start_replicator(self) -> None:
+        """It alone: network process and storage writer go on where they are."""
         cluster = self.cluster
+        self.source: str | None = None
+        self.topics: list[bytes] = []
         others = {name: f"tcp://{name}" for name in cluster.names if name != self.name}
         settings = ReplicatorSettings(
             self.name,
@@ -147,8 +154,8 @@ class FakeNode:
         match message:
             case [pm.REPLICATOR_UP]:
                 self.tell_state()
-            case [pm.BE_PRIMARY, reign, seq]:
-                assert seq == (0 if self.last is None else self.last.seq)
+            case [pm.BE_PRIMARY, reign, after]:
+                assert after == (None if self.last is None else list(self.last))
                 self.epoch = Epoch(reign, self.number, self.start)
                 assert not self.history or self.epoch > self.history[-1][0], "an epoch began twice"
                 self.role = pm.ROLE_PRIMARY
@@ -201,6 +208,8 @@ class FakeNode:
                 self.say("writer", (*state, self.promise, last, first, self.files_seq, self.copy))
             case [m.ENTRIES, frames]:
                 self.write(frames)
+                if fx.decode_head(frames[-1])[1].seq > self.last_seq:
+                    self.write(self.handed)  # the network process sends it again
             case [pm.KEEP_PROMISE, ticket, reign, number]:
                 assert self.promise is None or (reign, number) >= self.promise, "a lower promise"
                 self.promise = (reign, number)
@@ -257,7 +266,8 @@ class FakeNode:
                 self._apply(position, frame)
                 if self.members is not members:
                     self.tell_state()
-        if out.deliver:
+        self.handed += out.deliver
+        if out.deliver and not self.writer_misses:
             self.write(out.deliver)
         for topic, frame in out.publish:
             cluster.publish(self, topic, frame)

@@ -7,7 +7,7 @@ writer (disk, promise); entries pass through as bytes. Its rooms:
     serving     beats, log and copies for followers   filling     a copy of another node's files
     promotion   promises, and becoming primary        history     what two nodes have in common
     coordinator who is primary                        greeting    presence, clocks, what each node is
-    relay       proposals and their decisions
+    relay       proposals and their decisions     predecessor what an earlier process of this node left behind
 
 I1  Nothing from outside raises past an event: what is no message is counted and dropped (P8).
 I2  Whatever was asked is asked again until it is answered or no longer wanted: any message may be lost.
@@ -31,6 +31,7 @@ from nun.core.replication.filling import Filling
 from nun.core.replication.following import Following
 from nun.core.replication.greeting import Greetings
 from nun.core.replication.peers import Peer
+from nun.core.replication.predecessor import Predecessor
 from nun.core.replication.promotion import Promotion
 from nun.core.replication.relay import Relay
 from nun.core.replication.serving import Serving
@@ -126,6 +127,7 @@ class ReplicatorCore:
         self.filling = Filling(self)
         self.serving = Serving(self)
         self.echoes = Echoes(self)
+        self.predecessor = Predecessor(self)
         self.promotion = Promotion(self)
         self.coordinator = Coordinator(self)
         self.greetings = Greetings(self)
@@ -137,7 +139,6 @@ class ReplicatorCore:
         self._joining: dict[str, tuple[bytes, bytes]] = {}  # name -> routing id, directory
         self._settled_told = 0
         self._files_seq = 0
-        self._promoting: dict[int, int] = {}
         self.progress: deque[tuple[int, int, int]] = deque(maxlen=6_000)  # (seq, bytes, ns)
         self.published_bytes = 0
         self.malformed = 0
@@ -271,7 +272,7 @@ class ReplicatorCore:
         """Has the network process begin a reign after the last entry."""
         self.following.stop()
         self.ordered = Epoch(reign, self.number, self.start)
-        self.out.to_network.append((pm.BE_PRIMARY, reign, self.last_seq))
+        self.out.to_network.append((pm.BE_PRIMARY, reign, self.last))
 
     def step_down(self) -> None:
         """Has the network process decide nothing more, nor begin what it was ordered to."""
@@ -340,10 +341,7 @@ class ReplicatorCore:
             told = history_from(history)
             position = None if last is None else Position(*last)
             if first and role != pm.ROLE_PRIMARY and position is not None:
-                # The storage writer may still miss what the network process has: it is handed down again.
-                position = position._replace(seq=min(position.seq, self.durable_seq))
-                told = [began for began in told if began[1] <= position.seq]
-                position = Position.at(told[-1][0], position.seq) if told else None
+                told, position = self.predecessor.left(told, position)
             if first or position is None or position.seq >= self.last_seq:
                 self.history = told
                 self.last = position
@@ -375,9 +373,10 @@ class ReplicatorCore:
                 if number and not self.state_known:
                     self.out.to_network.append((pm.REPLICATOR_UP,))
                 self.coordinator.decide()
-            case [m.DURABLE, _, _, _, seq]:
+            case [m.DURABLE, *epoch, seq]:
                 if seq > self.durable_seq:
                     self.durable_seq = seq
+                    self.predecessor.stored(Position.at(Epoch(*epoch), seq))
                     self.first_seq = self.first_seq or 1
                     if self.leads:
                         self.serving.durable()
@@ -597,4 +596,5 @@ class ReplicatorCore:
         self.following.tick()
         self.filling.tick()
         self.serving.tick()
+        self.predecessor.tick()
         self.promotion.tick()

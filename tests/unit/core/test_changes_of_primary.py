@@ -29,7 +29,7 @@ def test_a_promoted_replica_sends_once_what_goes_out_with_its_own_proposals(
     number = write(client, m.INCREMENT, 1, "n", 2)
     watcher = replica.client()
     assert error_of(watcher, ask(watcher, m.WATCH, 1, m.WATCH_KEY, b"n", None, 10_000)) == 0
-    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     replica.sync()
     assert reply_to(client, number).status == 0
     assert len([message for _, message in replica.sent if message[0] == m.EVENTS]) == 1
@@ -44,7 +44,7 @@ def test_a_reply_that_speaks_of_an_entry_which_was_cut_off_is_not_given(cluster:
     cluster.primary.sync()
     cluster.answer()
     assert client.reply_to(number) is None
-    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     replica.sync()
     reply = reply_to(client, number)
     assert Position(*reply.position).epoch == Epoch(2, 2, 1)
@@ -115,7 +115,7 @@ def test_an_order_to_be_primary_that_still_waits_can_be_taken_back(
     """And who takes it back is told so at once: nothing was decided that would have to become durable."""
     (replica,) = cluster.replicas
     write(cluster.primary.client(), m.SET, 1, "a", "1", None)
-    replica.hear(pm.BE_PRIMARY, 2, replica.core.stream.last_seq + 1)
+    replica.hear(pm.BE_PRIMARY, 2, Position.at(EPOCH, replica.core.stream.last_seq + 1))
     replica.hear(*void)
     told = replica.told(pm.STEPPED_DOWN)
     position = list(replica.core.state.position)  # type: ignore[arg-type]
@@ -126,13 +126,100 @@ def test_an_order_to_be_primary_that_still_waits_can_be_taken_back(
     assert replica.core.state.epochs == cluster.primary.core.state.epochs
 
 
+def entries_of(cluster: Cluster, *values: str) -> list[bytes]:
+    """The primary decides these, one entry each."""
+    client = cluster.primary.client()
+    for value in values:
+        write(client, m.SET, 1, "a", value, None)
+        cluster.primary.sync()
+    return cluster.primary.frames[-len(values) :]
+
+
+def test_a_reign_begins_on_top_of_what_a_replicator_handed_down_that_has_died(
+    cluster: Cluster,
+) -> None:
+    """The one that gives the order knows of less: the disk had not got it yet."""
+    (replica,) = cluster.replicas
+    ordered = replica.core.state.position
+    replica.entries(*entries_of(cluster, "1", "2"))
+    adopted = replica.core.state.position
+    assert ordered is not None
+    assert adopted is not None
+    assert adopted.seq == ordered.seq + 2
+    replica.hear(pm.BE_PRIMARY, 2, ordered)
+    replica.sync()
+    assert replica.core.decides
+    assert replica.core.state.epochs[-1] == (Epoch(2, 2, 1), adopted.seq + 1)
+    assert state_of(replica) == state_of(cluster.primary)
+
+
+def test_a_reign_does_not_begin_on_another_history_than_the_replicator_knows(
+    cluster: Cluster,
+) -> None:
+    """It has fetched an entry of a later epoch in a place where this process has one of its own."""
+    (replica,) = cluster.replicas
+    replica.entries(*entries_of(cluster, "1"))
+    replica.sync()
+    last = replica.core.stream.last_seq
+    order = pack((pm.BE_PRIMARY, 5, Position(3, 1, 1, last)))
+    replica.core.replicator_says(unpack(order), replica.now_ns, replica.unix_ms)
+    assert replica.core.take_output().restart is not None
+    assert not replica.core.decides
+    assert replica.core.state.epochs[-1][0] == EPOCH
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_a_reign_begins_after_what_the_own_disk_has_though_it_was_lost_on_the_way_here(
+    cluster: Cluster, known: int
+) -> None:
+    """Whether the order names it or not."""
+    (replica,) = cluster.replicas
+    before = replica.core.state.position
+    assert before is not None
+    lost = entries_of(cluster, "1", "2")
+    replica.frames += lost
+    replica.core.made_durable(before.seq + 2, replica.now_ns)
+    replica.hear(pm.BE_PRIMARY, 2, before._replace(seq=before.seq + known))
+    assert not replica.core.decides
+    assert replica.log_reads == [(0, before.seq + 1)]
+    assert replica.read_log(100)
+    replica.sync()
+    assert replica.core.state.epochs[-1] == (Epoch(2, 2, 1), before.seq + 3)
+    assert state_of(replica) == state_of(cluster.primary)
+
+
+def test_an_order_of_two_replicators_begins_one_epoch(cluster: Cluster) -> None:
+    (replica,) = cluster.replicas
+    ordered = replica.core.state.position
+    for _ in range(2):
+        replica.told(pm.NODE_STATE)
+        replica.hear(pm.BE_PRIMARY, 2, ordered)
+        replica.sync()
+        [told] = replica.told(pm.NODE_STATE)
+        assert (told[4], told[5]) == (pm.ROLE_PRIMARY, [2, 2, 1])
+    assert len(replica.core.state.epochs) == 2
+
+
+def test_what_was_decided_is_not_durable_by_an_entry_of_another_epoch_in_its_place(
+    cluster: Cluster,
+) -> None:
+    (replica,) = cluster.replicas
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
+    seq = replica.core.stream.last_seq
+    replica.core.made_durable(seq - 1, replica.now_ns, EPOCH)
+    assert replica.core.take_output().restart is None
+    replica.core.made_durable(seq, replica.now_ns, EPOCH)
+    assert replica.core.take_output().restart is not None
+    assert replica.core.local_durable < seq
+
+
 def test_what_was_decided_here_is_never_mixed_with_what_a_replicator_has_that_does_not_know_of_it(
     cluster: Cluster,
 ) -> None:
     """The epoch to be followed begins far above: the entries between are those of others."""
     (replica,) = cluster.replicas
     last = replica.core.stream.last_seq
-    replica.hear(pm.BE_PRIMARY, 2, last)
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     followed = pack((pm.BE_REPLICA, Epoch(3, 1, 1), last + 5))
     replica.core.replicator_says(unpack(followed), replica.now_ns, replica.unix_ms)
     assert replica.core.take_output().restart is not None

@@ -206,9 +206,8 @@ def test_a_primary_that_steps_down_refuses_who_waits_for_its_manager(cluster: Cl
 def test_a_new_primary_has_the_queues_of_the_ledger(cluster: Cluster) -> None:
     one, _ = cluster.replicas
     conflict(cluster, one.client())
-    last = cluster.primary.core.stream.last_seq
     cluster.primary.hear(pm.BE_REPLICA, None, 0)
-    one.hear(pm.BE_PRIMARY, 2, last)
+    one.hear(pm.BE_PRIMARY, 2, one.core.state.position)
     one.sync()
     client = one.client()
     number = write(client, m.CLAIM, 1, b"a1", 5_000, 10_000)
@@ -344,7 +343,7 @@ def test_a_number_that_had_another_kind_of_request_is_no_answer_of_a_batch() -> 
     refused = put(cluster, client, "k", "v", 99)
     assert refused.status == VersionConflict.code
     cluster.primary.restart()  # its text comes as bytes from the disk
-    cluster.primary.hear(pm.BE_PRIMARY, 1, len(cluster.primary.frames))
+    cluster.primary.hear(pm.BE_PRIMARY, 1, cluster.primary.core.state.position)
     cluster.primary.hear(pm.ACKED, 1, [], 1)
     cluster.primary.sync()
     again = cluster.primary.client(client_id=b"the writer")

@@ -119,7 +119,7 @@ def test_items_of_two_nodes_for_one_request_are_decided_once(cluster: Cluster) -
     decide(primary, 1, data, verdict=OPEN, seen=seen, origin=3)
     assert value_of(primary, b"n") == b"2"
     primary.restart()
-    primary.hear(pm.BE_PRIMARY, 1, len(primary.frames))
+    primary.hear(pm.BE_PRIMARY, 1, primary.core.state.position)
     primary.sync()
     decide(primary, 1, data, verdict=OPEN, seen=seen, origin=3)
     assert (value_of(primary, b"n"), primary.core.state.outboxes) == (b"2", {2: 2})

@@ -333,7 +333,7 @@ def test_a_node_that_is_no_longer_primary_says_so_to_proposals(cluster: Cluster)
     cluster.primary.hear(pm.BE_REPLICA, None, 0)
     cluster.forward()
     assert client.reply_to(number) is None, "it waits for whoever is primary next"
-    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     replica.sync()
     assert reply_to(client, number).status == 0
 
@@ -528,7 +528,7 @@ def test_a_promoted_replica_decides_what_its_clients_wait_for(cluster: Cluster) 
     (replica,) = cluster.replicas
     client = replica.client()
     number = write(client, m.INCREMENT, 1, "n", 2)
-    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     replica.sync()
     assert reply_to(client, number).result == [1, 2]
     assert replica.core.state.epochs[-1][0] == Epoch(2, 2, 1)
@@ -542,7 +542,7 @@ def test_a_request_that_the_old_primary_decided_is_answered_the_same_by_the_new_
     number = write(client, m.INCREMENT, 1, "n", 2)
     cluster.carry()
     first = reply_to(client, number)
-    replica.hear(pm.BE_PRIMARY, 2, len(replica.frames))
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
     replica.sync()
     moved = DrivenClient(replica, b"elsewhere", 1, client.client_id)
     replica.receive(moved.message(number, m.INCREMENT, 1, "n", 2))

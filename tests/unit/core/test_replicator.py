@@ -376,3 +376,66 @@ class TestOldHistory:
         cluster.promote(2)
         cluster.run(3, lambda: cluster.is_quiet(2))
         assert [node.restarts for node in cluster.nodes.values()] == [[], [], []]
+
+
+class TestAReplicatorThatIsStartedAlone:
+    """Its network process has adopted an entry that the disk does not have, and the primary is gone."""
+
+    @pytest.fixture
+    def position(self, cluster: Cluster) -> Position:
+        node = cluster[2]
+        cluster.loses = lambda _, receiver, what: receiver == "node3" and what[0] in (
+            pm.TOPIC_ENTRY,
+            pm.TOPIC_BEAT,
+        )
+        node.writer_misses = True
+        position = cluster[1].decide()
+        cluster.settle()
+        cluster[1].stop()
+        assert (node.last, node.last_seq) == (position, position.seq - 1)
+        node.start_replicator()
+        return position
+
+    def test_the_disk_gets_it_from_the_network_process(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        node = cluster[2]
+        node.hold = {m.DURABLE}
+        cluster.run(0.1)
+        assert node.core.last_seq == node.core.durable_seq == position.seq - 1
+        node.release()
+        assert node.core.last == position
+        cluster.promote(2)
+        cluster.run(5, lambda: cluster.promoted(2))
+        assert cluster.promoted(2)[2] == 0
+        assert node.log[position.seq - 1][0] == position
+
+    def test_the_disk_is_told_again_until_it_has_it(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        node = cluster[2]
+        handed, node.handed = node.handed, []
+        cluster.run(1)
+        assert node.core.durable_seq < position.seq
+        node.handed = handed
+        cluster.run(1)
+        assert node.core.durable_seq == position.seq
+        cluster.settle()
+        node.kept.clear()
+        cluster.run(2)
+        assert [message for message in node.kept if message[0] == m.ENTRIES] == []
+
+    def test_where_it_is_of_an_epoch_of_its_own_the_network_process_is_asked(
+        self, cluster: Cluster, position: Position
+    ) -> None:
+        node = cluster[2]
+        later = Position(3, 3, 1, position.seq + 1)
+        node.hold = {m.DURABLE}
+        cluster.run(0.1)
+        frame = fx.encode_entry(later, [(fx.EPOCH, node.cluster_id, node.members, 9)])
+        node._apply(later, frame)
+        node.write([frame])
+        node.release()
+        cluster.settle()
+        assert node.core.last == later
+        assert node.core.epoch == later.epoch
