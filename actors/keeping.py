@@ -69,7 +69,7 @@ class Keeping:
                 identity.start,
                 identity.directory,
                 identity.promise,
-                writer.commit.synced,
+                writer.commit.stored,
                 self._first_seq(),
                 writer.snapshots.position,
                 self.copy,

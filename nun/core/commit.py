@@ -122,9 +122,14 @@ class Commit:
             self.synced = position
         self._last_sync_ms = now_ms
 
+    @property
+    def stored(self) -> Position | None:
+        """How far the log counts as durable: what the policy promises, and no more."""
+        return self.synced if self.policy == "always" else self.appended
+
     def durable(self) -> Position | None:
         """The position to announce; None when nothing new is durable."""
-        position = self.synced if self.policy == "always" else self.appended
+        position = self.stored
         if position == self._announced:
             return None
         self._announced = position

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from nun.config import Config
 from tests.simulation.process import installed
 from tests.simulation.test_stories import Story
 from tests.simulation.world import SECOND
@@ -79,3 +81,24 @@ def test_what_a_slow_disk_had_not_got_yet_when_the_new_replicator_asked(
     assert replicator.core.durable_seq < story.seq("node2")
     story.until(lambda: replicator.core.last_seq == story.seq("node2"), "it knows of all of them")
     goes_on(story, 30)
+
+
+class LazyStory(Story):
+    """Nodes that never sync their logs."""
+
+    def _config(self, i: int, count: int) -> Config:
+        config = super()._config(i, count)
+        return replace(config, storage=replace(config.storage, fsync="never"))
+
+
+def test_a_replicator_that_comes_later_is_told_of_a_log_that_is_not_synced() -> None:
+    """It counts as durable there: else a majority would wait for the next write, and a candidate for ever."""
+    story = LazyStory(seed=1, nodes=3)
+    with installed(story.world):
+        story.form()
+        story.until(story.converged, "all three are members")
+        story.put(story.at("node1"), "k0", "v")
+        story.until(story.converged, "node2 has it too")
+        replicator = lose_the_primary(story)
+        assert replicator.core.durable_seq == story.seq("node2")
+        goes_on(story, 1)
