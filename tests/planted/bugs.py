@@ -226,8 +226,8 @@ BUGS: tuple[Bug, ...] = (
         "durable-before-sync",
         "under `always`, entries are announced as durable when they are merely appended",
         "nun/core/commit.py",
-        '        position = self.synced if self.policy == "always" else self.appended\n',
-        "        position = self.appended\n",
+        '        return self.synced if self.policy == "always" else self.appended\n',
+        "        return self.appended\n",
         _COMMIT,
     ),
     Bug(
