@@ -76,7 +76,8 @@ MANAGER_UNHEARD_MAX: Final = (
 MANAGER_HEARD_EVERY: Final = 1_000  # messages after which it says so
 CONFLICT_TIMEOUT_S_MAX: Final = 10_000_000_000  # of a database's option, in seconds
 STRATEGY_PREFIXES_MAX: Final = 1_000  # of one database
-BASES_BYTES_MAX: Final = 64 * MIB  # replaced records of one database, for the base of a conflict
+BASES_MAX: Final = 500_000  # replaced records of one database, for the base of a conflict
+BASES_BYTES_MAX: Final = 64 * MIB  # and in bytes
 NOTICE_BYTES_MAX: Final = (
     4_096  # what a notice holds by itself; larger values are taken from its entry
 )

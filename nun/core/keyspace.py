@@ -5,7 +5,7 @@ A Table is owned by the network process. Its keys and records are packed `bytes`
 I1  `live` counts the keys that have a value, `bytes` the lengths of all records and keys, `special` the records that
     are more than head and value.
 I2  `tombstones` holds exactly the keys whose record is a tombstone, oldest first; `ledger` the keys of the ledger.
-I3  Where bases are kept, they are the records that were replaced last, one a key, in no more than so many bytes.
+I3  Where bases are kept (nun/core/bases.py), they are told of every record that is replaced.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nun.core import record
+from nun.core.bases import Bases
 from nun.core.conflicts.ledger_keys import CONFLICT_PREFIX, OPEN_BEGINS
 from nun.core.ordered import OrderedKeys
 from nun.core.record import ABSENT, HEAD_BYTES
-from nun.limits import BASES_BYTES_MAX
 
 Page = tuple[list[bytes], bytes | None]  # keys, and the key to go on after when there may be more
 
@@ -48,10 +48,7 @@ class Table:
         self.records: dict[bytes, bytes] = {} if records is None else records
         self.tombstones: dict[bytes, int] = {}
         self.ledger: dict[bytes, None] = {}
-        self._bases: list[
-            dict[bytes, bytes]
-        ] = []  # the newer and the older ones; empty: they are not kept
-        self._bases_bytes = 0
+        self._bases: Bases | None = None  # None: they are not kept
         self.special = 0  # records that are not what a reader gets: tombstones, signed, in conflict
         self.live = 0
         self.bytes = 0
@@ -85,9 +82,8 @@ class Table:
         records.update(zip(keys, new, strict=True))
         size = sum(map(len, old))
         self.bytes += sum(map(len, new)) - size
-        if self._bases:
-            self._bases[0].update(zip(keys, old, strict=True))
-            self._bases_grew(size)
+        if self._bases is not None:
+            self._bases.add_many(keys, old, size)
         added = len(records) - before
         if added:
             self.live += added
@@ -101,9 +97,8 @@ class Table:
         old = records.get(key)
         if key.startswith(CONFLICT_PREFIX):
             self._ledger_changed(key, new)
-        elif self._bases and old is not None and not record.is_in_conflict(new):
-            self._bases[0][key] = old
-            self._bases_grew(len(old))
+        elif self._bases is not None and old is not None and not record.is_in_conflict(new):
+            self._bases.add(key, old)
         if new is None:
             if old is None:
                 return None
@@ -149,35 +144,27 @@ class Table:
 
     def keep_bases(self, wanted: bool) -> None:
         """Whether to keep the records that were replaced last: conflicts show them to arbiters."""
-        if wanted != bool(self._bases):
-            self._bases = [{}, {}] if wanted else []
-            self._bases_bytes = 0
-
-    def _bases_grew(self, size: int) -> None:
-        self._bases_bytes += size
-        if self._bases_bytes > BASES_BYTES_MAX // 2:
-            self._bases = [{}, self._bases[0]]
-            self._bases_bytes = 0
+        if not wanted:
+            self._bases = None
+        elif self._bases is None:
+            self._bases = Bases()
 
     def replaced(self, keys: Sequence[bytes], old: Sequence[bytes]) -> None:
         """Takes note of records that were replaced without `put_many` or `replace`."""
-        if self._bases:
-            self._bases[0].update(zip(keys, old, strict=True))
-            self._bases_grew(sum(map(len, old)))
+        if self._bases is not None:
+            self._bases.add_many(keys, list(old), sum(map(len, old)))
 
     def base_of(self, key: bytes, op_id: int) -> bytes | None:
         """The record of this op id that the key held before, if it is still known."""
-        for known in self._bases:
-            packed = known.get(key)
-            if packed is not None and record.op_id_of(packed) == op_id:
+        for packed in () if self._bases is None else self._bases.of(key):
+            if record.op_id_of(packed) == op_id:
                 return record.beneath(packed) if record.is_in_conflict(packed) else packed
         return None
 
     def base_of_version(self, key: bytes, version: int) -> int | None:
         """The op id of the record of this version that the key held before, if it is still known."""
-        for known in self._bases:
-            packed = known.get(key)
-            if packed is not None and packed is not ABSENT and record.version_of(packed) == version:
+        for packed in () if self._bases is None else self._bases.of(key):
+            if packed is not ABSENT and record.version_of(packed) == version:
                 return record.op_id_of(packed)
         return None
 

@@ -37,5 +37,6 @@ def test_numbers_that_the_text_names() -> None:
     assert (
         f"{limits.CLAIM_ENTRIES_MAX} entries or {limits.CLAIM_BYTES_MAX // limits.MIB} MiB" in TEXT
     )
-    assert f"({limits.BASES_BYTES_MAX // limits.MIB} MiB a database)" in TEXT
+    bound = f"{limits.BASES_MAX:,} or {limits.BASES_BYTES_MAX // limits.MIB} MiB"
+    assert f"({bound} a database)" in TEXT
     assert f"the last {ANCESTORS_MAX} writes" in TEXT
