@@ -112,7 +112,17 @@ def signed(version: int, op_id: int, signature: Signature, value: bytes | None) 
     head = pack_head(version | SPECIAL, op_id)
     if value is None:
         return head + _SIGNED_TOMBSTONE + packed_signature(signature)
-    return head + _SIGNED + packed_signature(signature) + value
+    return head + signed_tail(signature) + value
+
+
+def is_signed(packed: bytes) -> bool:
+    """Whether the key has a value, says whose it is, and is not in conflict."""
+    return packed[3] >= 0x80 and packed[HEAD_BYTES] == SIGNED_KIND
+
+
+def signed_tail(signature: Signature) -> bytes:
+    """What stands between head and value of a signed record."""
+    return _SIGNED + packed_signature(signature)
 
 
 @lru_cache(maxsize=16)

@@ -120,6 +120,12 @@ class Stream:
         self.state.take(entry.position, effect)
         return entry
 
+    def add_signed(self, effects: Sequence[fx.Effect]) -> None:
+        """Decides SIGNED effects in the order of their op ids: the state takes note of the last."""
+        entry = self.open or self.entry()
+        entry.effects += effects
+        self.state.take(entry.position, effects[-1])
+
     def close(self) -> bytes | None:
         """Ends the turn's entry and returns the frame to publish; None when nothing was decided."""
         entry = self.open

@@ -73,6 +73,11 @@ class Rules(NamedTuple):
     signs: bool
     arbitrates: bool
 
+    @property
+    def chains(self) -> bool:
+        """Whether a signature may name the records that were there before."""
+        return OLDER in (self.strategy, *(strategy for _, strategy in self.prefixes))
+
     def of(self, key: bytes) -> str:
         """The strategy of a key. Keys that begin with $ have none."""
         if key[:1] == b"$":

@@ -34,7 +34,7 @@ from nun.core.clock import TICK
 from nun.core.conflicts.ledger import Write
 from nun.core.keyspace import Table
 from nun.core.proposals.outbox import ATOMIC
-from nun.core.record import ABSENT, HEAD_BYTES, pack_head
+from nun.core.record import ABSENT, HEAD_BYTES, SPECIAL, Signature, is_signed, pack_head
 from nun.core.requests.access import Rights
 from nun.core.requests.arguments import (
     all_short,
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 _KNOWN: Final = bytes(RIGHT_OF)
 _DIGITS_SURE: Final = 18  # so many digits are surely a 64-bit integer
 _SURE_DELTA: Final = 2**62  # adding no more than this to them stays one
+_LAST_SIGNED: Final = SPECIAL + VERSION_MAX  # the version word that cannot be counted up
+
 _version_word = struct.Struct("<I").unpack_from
 
 
@@ -409,6 +411,7 @@ class _Decided:
         is_get, is_set, is_increment = m.GET, m.SET, m.INCREMENT
         absent, version_word, pack_new = ABSENT, _version_word, pack_head
         careful = conditions is not None or self._rules.signs
+        tail = self._tail_of_all() if conditions is None else b""
         op_id = self._writer.op_id - TICK
         for index, (kind, key, argument) in enumerate(zip(kinds, keys, arguments, strict=True)):
             op_id += TICK
@@ -420,7 +423,12 @@ class _Decided:
                     answer(old if old[3] < 0x80 else record.shown(old))
                 continue
             word: int = version_word(old)[0]
-            if old is absent or word >= VERSION_MAX or careful:
+            if tail and kind == is_set and is_signed(old) and word < _LAST_SIGNED:
+                plain = True
+                new = pack_new(word + 1, op_id) + tail + argument
+                answer(word + 1 - SPECIAL)
+                self._deltas.append(None)
+            elif old is absent or word >= VERSION_MAX or careful:
                 plain = False
             elif kind == is_set:
                 plain = True
@@ -451,6 +459,14 @@ class _Decided:
             changed_record(new)
             replaced(old)
         self._table.bytes += grown
+
+    def _tail_of_all(self) -> bytes:
+        """What every signed set of this batch has between head and value; empty where that is not the same for all."""
+        rules, write = self._rules, self._writer
+        if not rules.signs or rules.chains or rules.arbitrates:
+            return b""
+        signature = Signature(write.at_ms, write.bound_ms, write.client_id, write.request)
+        return record.signed_tail(signature)
 
     def _one(
         self, kind: int, key: bytes, old: bytes, argument: Any, condition: Condition, op_id: int
@@ -509,10 +525,14 @@ class _Decided:
         entry = stream.entry()
         keys, records = self.keys[:], self.records[:]  # the entry keeps them
         if self._rules.signs:
-            made = zip(keys, records, self.old, self._deltas, strict=True)
-            for key, new, old, delta in made:
-                replaced = record.op_id_of(old)
-                stream.add((fx.SIGNED, database, key, new, replaced, replaced, delta))
+            bases = record.op_ids_of_heads(record.heads(self.old))
+            made = zip(keys, records, bases, self._deltas, strict=True)
+            stream.add_signed(
+                [
+                    (fx.SIGNED, database, key, new, base, base, delta)
+                    for key, new, base, delta in made
+                ]
+            )
         else:
             last = record.op_id_of(records[-1])
             heads = record.heads(self.old)
