@@ -28,6 +28,7 @@ element is its kind:
     SIGNED          [kind, database, key, record, replaced, base, delta]  one signed write; delta: nil or an increment's
     LOST            [kind, database, write kind, key, argument, base, op_id, at, bound]    did not win, see below
     RESOLVED        [kind, database, key, write kind, argument, shown, op_ids, op_id]      a resolution was accepted
+    DECIDED_AT      [kind, [position, ...]]                               of the request of the next OUTCOME, see below
 
 `members` is `{node number: [name, directory id, start]}`: what each member was when it last joined, and `next_number`
 the lowest number that no member ever had.
@@ -51,7 +52,8 @@ MADE holds what follows from a client's write and is not that write: a key that 
 the key see nothing new), entries of the ledger, the record that a resolution comes to. LOST (a write that joined a
 queue, or one of an item that was refused) and RESOLVED change nothing by themselves: they say which write it was, so
 that it can be proposed again should this history be cut off. `base` is the record that a write was made on, where that
-is not what it replaced.
+is not what it replaced. DECIDED_AT has where an item was decided in other histories: should this one be cut off for one
+of those, it is known there.
 
 `result` of an OUTCOME is what the reply carried, but for what was read; of a batch decided kind by kind it also has its
 `kinds`, under the number of BATCH, and 0 if it was atomic; of any other batch it is an array of the packed answers, and
@@ -97,6 +99,7 @@ MADE: Final = 18
 SIGNED: Final = 19
 LOST: Final = 20
 RESOLVED: Final = 21
+DECIDED_AT: Final = 22
 
 _LENGTHS: Final = {
     PUT: 7,
@@ -120,6 +123,7 @@ _LENGTHS: Final = {
     SIGNED: 7,
     LOST: 9,
     RESOLVED: 8,
+    DECIDED_AT: 2,
 }
 
 _ITEM_BEGINS: Final = b"\x93\x05"  # an array of three, the first of them ITEM

@@ -57,6 +57,7 @@ FOUND = {
     12195: "what was refused, and then cut off by a forced promotion, was not proposed again",
     11057: "what a client had heard and not looked at was taken for told by the node that it went to next",
     5831: "two candidates that could not see each other began the same reign: the later one was taken for a start anew",
+    41016: "what was cut off and came back with a copy was refused as too late to be told from a repeat",
 }
 
 # As those, of lives with conflicts.

@@ -12,7 +12,6 @@ from nun import peer_messages as pm
 from nun.client import operations as ops
 from nun.client.values import TEXT
 from nun.codec import unpack
-from nun.core import record
 from nun.core.clock import TICK
 from nun.core.conflicts import ledger
 from nun.core.replication.echoes import topics_of
@@ -161,25 +160,6 @@ def test_a_copy_of_a_node_that_had_less_and_was_made_primary_by_force_takes_noth
     assert story.primary() is story.nodes["node3"]
     for key in ("kept", "k", "alone", "other"):
         assert story.get(old, key) is not None, key
-
-
-def test_what_was_refused_and_then_cut_off_by_force_is_proposed_again(story: Story) -> None:
-    """Its entry of the ledger was all that was left of it, and is gone with the history that had decided it."""
-    there = story.at("node2")
-    story.put(there, "kept", "1", m.ACK_ALL)
-    story.cut("node2")
-    refused = story.put(there, "k", "refused", m.ACK_LOCAL)
-    story.put(story.at("node1"), "k", "won", m.ACK_PRIMARY)
-    story.heal()
-    story.cut("node3")
-    story.until(lambda: not story.nodes["node2"].network.core.tentative, "it is settled")
-    story.promoted("node3", force=True)
-    story.put(story.at("node3"), "other", "there")
-    story.same()
-    core = story.nodes["node3"].network.core
-    records = core.tables[core.state.database_named("d").number].records
-    standing = {record.op_id_of(records[b"k"])} | story.ledger(records)
-    assert refused.op_id in standing
 
 
 def test_a_node_with_an_empty_directory_makes_no_majority_before_it_has_what_it_joined_with(

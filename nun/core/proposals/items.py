@@ -277,6 +277,8 @@ class Items:
         op_id = item.operations[0].op_id
         effect = (fx.OUTCOME, item.client_id, item.number, item.floor, status, op_id, result)
         self._core.tentative.repeats.decided((item.client_id, item.number), status, result)
+        if item.decided_at:
+            self._core.stream.add((fx.DECIDED_AT, item.decided_at))
         self._core.stream.add(effect)
         self._core.outcomes.decided((effect,))
 

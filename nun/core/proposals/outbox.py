@@ -3,7 +3,7 @@
 An item is one request as msgpack
 
     [client id, request number, floor, database name, kind, atomic, kinds, keys, arguments, bases, op ids, at, bound,
-     since, versions]
+     since, versions, decided at]
 
 kind: of the request (SET, REMOVE, INCREMENT, SET_MANY, BATCH, CREATE_DATABASE); for each operation: its kind, key,
 value or delta, `base` (the op id of the record that it replaced where it was taken, 0 where the key was absent) and op
@@ -13,7 +13,9 @@ its own, and its base is the op id of the record that was shown.
 `since` is a position: of the history up to there the node that made the item knew that it had not decided the request.
 
 `versions` has, by the index of an operation, the version that it made where it was taken, if that is known and may be
-more than one above the version that it replaced; it is left out where it is empty.
+more than one above the version that it replaced. `decided at` has the positions of the entry that it was cut off with
+and, newest first, of those that decided it before that, in other histories: one that holds any of them has decided the
+request so. Both are left out where there is nothing to say.
 
 An operation of kind GET stands for one of a batch that changed nothing: its argument is the answer it got.
 The last operation of a CREATE_DATABASE is of that kind too: it has no key, and the options as its argument.
@@ -35,7 +37,7 @@ from nun.core import effects as fx
 from nun.core import record
 from nun.core.clock import TICK, unix_ms_of
 from nun.errors import WireError
-from nun.limits import VERSION_MAX
+from nun.limits import DECIDED_AT_MAX, VERSION_MAX
 from nun.position import Position
 
 _CHANGES: Final = (
@@ -77,6 +79,7 @@ class Item(NamedTuple):
     bound_ms: int
     since: Position
     closes: tuple[int, ...] = ()
+    decided_at: tuple[Position, ...] = ()
 
     @property
     def op_id(self) -> int:
@@ -89,6 +92,7 @@ def encode_item(item: Item) -> bytes:
     columns = [list(column) for column in zip(*item.operations, strict=True)] or [[]] * 6
     kinds, keys, arguments, bases, op_ids, made = columns
     versions = {index: version for index, version in enumerate(made) if version}
+    more = (versions, item.decided_at) if item.decided_at else (versions,) if versions else ()
     return pack(
         (
             item.client_id,
@@ -105,7 +109,7 @@ def encode_item(item: Item) -> bytes:
             item.at_ms,
             item.bound_ms,
             item.since,
-            *([versions] if versions else ()),
+            *more,
         )
     )
 
@@ -122,8 +126,7 @@ def decode_item(data: bytes) -> Item:
         ):  # fmt: skip
             closes = tuple(op_ids[len(kinds) :])
             operations = list(map(Operation, kinds, keys, arguments, bases, op_ids))
-            if more:
-                _add_versions(operations, more)
+            decided_at = _with_more(operations, more) if more else ()
             return Item(
                 client_id,
                 number,
@@ -136,13 +139,15 @@ def decode_item(data: bytes) -> Item:
                 bound_ms,
                 Position(*since),
                 closes,
+                decided_at,
             )
     raise WireError("expected an item of an outbox")
 
 
-def _add_versions(operations: list[Operation], more: list[Any]) -> None:
+def _with_more(operations: list[Operation], more: list[Any]) -> tuple[Position, ...]:
+    """Adds the versions to the operations; where the item was decided, as far as it says so."""
     match more:
-        case [dict() as versions] if all(
+        case [dict() as versions, *rest] if all(
             type(index) is int
             and 0 <= index < len(operations)
             and type(version) is int
@@ -151,8 +156,19 @@ def _add_versions(operations: list[Operation], more: list[Any]) -> None:
         ):
             for index, version in versions.items():
                 operations[index] = operations[index]._replace(version=version)
-        case _:
-            raise WireError("expected the versions of an item of an outbox")
+            match rest:
+                case []:
+                    return ()
+                case [list() as positions] if len(positions) <= DECIDED_AT_MAX:
+                    return tuple(map(_position, positions))
+    raise WireError("expected the versions of an item of an outbox, and where it was decided")
+
+
+def _position(plain: Any) -> Position:
+    match plain:
+        case [int(), int(), int(), int()]:
+            return Position(*plain)
+    raise WireError("expected a position in an item of an outbox")
 
 
 def items_of_entries(
@@ -165,16 +181,19 @@ def items_of_entries(
         common: the last position before them.
     """
     items = []
-    for _, effects in entries:
+    for position, effects in entries:
         before: list[fx.Effect] = []
         for effect in effects:
             if effect[0] != fx.OUTCOME:
                 before.append(effect)
                 continue
             item = _item_of(before, effect, names, common)
+            told = [one[1] for one in before if one[0] == fx.DECIDED_AT]
+            earlier = map(_position, told[0] if told else ())
             before = []
             if item is not None:
-                items.append(encode_item(item))
+                decided_at = (position, *earlier)[:DECIDED_AT_MAX]
+                items.append(encode_item(item._replace(decided_at=decided_at)))
     return items
 
 

@@ -4,10 +4,12 @@ An item may be a repeat: its client may have asked again elsewhere, had its answ
 would tell is dropped (NodeState, I2). The item's own node sees every entry; it watches for the outcome.
 
     item made at position p  ->  every entry after what p and this history have in common is looked at  ->  verdict
+    item that an entry decided which this history holds (again)  ->  DONE
 
 I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
     client's floor is above its number. The primary looks whether one did since (`may_decide`).
-I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess.
+I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess. Where it was decided
+    before it was cut off tells even so: after a forced promotion its node may come back, by a copy, to what it left.
 I3  Of a batch that was refused in part, that part alone is proposed, as REFUSED: the rest is DONE.
 """
 
@@ -137,6 +139,7 @@ class Repeats:
     def __init__(self, state: NodeState, held: Held) -> None:
         self._state = state
         self._items: dict[int, tuple[Request, int]] = {}  # and the op id
+        self._decided_at: dict[int, tuple[Position, ...]] = {}  # of those that were cut off
         self._unseen: set[int] = set()
         self._done: dict[int, tuple[int, Parts]] = {}  # -> DONE or REFUSED; where refused in part
         self._waiting: dict[Request, list[int]] = {}
@@ -159,6 +162,8 @@ class Repeats:
         """An item is in the outbox now."""
         request = (item.client_id, item.number)
         self._items[number] = request, item.op_id
+        if item.decided_at:
+            self._decided_at[number] = item.decided_at
         self._waiting.setdefault(request, []).append(number)
 
     def decided(self, request: Request, status: int, result: Any) -> None:
@@ -179,6 +184,7 @@ class Repeats:
     def drop(self, number: int) -> None:
         """An item has left the outbox."""
         request, _ = self._items.pop(number)
+        self._decided_at.pop(number, None)
         self._unseen.discard(number)
         self._done.pop(number, None)
         waiting = self._waiting[request]
@@ -188,6 +194,8 @@ class Repeats:
 
     def verdict(self, number: int) -> int:
         """What is known of the request of an item that is in the outbox."""
+        if self._stands(number):
+            return DONE
         if number in self._done:
             return self._done[number][0]
         if number in self._unseen:
@@ -196,10 +204,14 @@ class Repeats:
         first = self._waiting[request][0] == number
         return OPEN if first and has_passed(self._state, request, op_id) else LATER
 
+    def _stands(self, number: int) -> bool:
+        """Whether this history holds an entry that decided the item before it was cut off."""
+        return any(map(self._state.in_history, self._decided_at.get(number, ())))
+
     def judged(self, number: int, data: bytes) -> tuple[int, bytes]:
         """The verdict on an item that is in the outbox, and the item as it is to be proposed (I3)."""
         _, parts = self._done.get(number, (OPEN, ()))
-        if parts:
+        if parts and not self._stands(number):
             item = decode_item(data)
             refused = refused_of(item, parts)
             if refused:

@@ -359,8 +359,11 @@ def test_what_is_no_item_changes_nothing(cluster: Cluster) -> None:
     for versions in ({1: 7}, {-1: 7}, {0: 0}, {0: VERSION_MAX + 1}, {0: "7"}, {"0": 7}, [7], None):
         with pytest.raises(WireError):
             decode_item(pack([*fields[:-1], versions]))
+    for decided_at in ({}, None, [1, 1, 1, 9], [[1, 1, 1]], [[1, 1, 1, "9"]], [[1, 1, 1, 9]] * 9):
+        with pytest.raises(WireError):
+            decode_item(pack([*fields, decided_at]))
     with pytest.raises(WireError):
-        decode_item(pack([*fields, {}]))
+        decode_item(pack([*fields, [[1, 1, 1, 9]], 1]))
 
 
 # Cut writes
@@ -407,6 +410,8 @@ def test_client_writes_of_cut_entries_come_back_as_items() -> None:
         Operation(m.REMOVE, b"a", None, TICK, 5 * TICK, 2),
     ]
     assert {one.database for one in found} == {b"d"}
+    first, last = (position,), (position._replace(seq=2),)
+    assert [one.decided_at for one in found] == [first, first, last, last]
 
 
 # Being told
