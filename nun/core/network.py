@@ -214,9 +214,8 @@ class NetworkCore:
     def made_durable(self, seq: int, now_ns: int, epoch: Epoch | None = None) -> None:
         """Everything up to this entry, of this epoch, is durable here."""
         self.now_ns = now_ns
-        usual = epoch is None or epoch == self.stream.epoch
-        if not usual and self.decides and epoch != self.state.epoch_of(seq):
-            self.roles.stray(f"the disk has {seq} of {epoch}, which is not what was decided on")
+        if epoch is not None and epoch != self.stream.epoch:
+            self.roles.check_disk(seq, epoch)
         if self.strayed:
             return
         self.local_durable = max(seq, self.local_durable)

@@ -169,6 +169,11 @@ class Roles:
         self.role = pm.ROLE_WAITING
         self._core.out.restart = why
 
+    def check_disk(self, seq: int, epoch: Epoch) -> None:
+        """The disk has an entry of another epoch than the one that decides: it has to be one before it."""
+        if self.role == pm.ROLE_PRIMARY and epoch != self._core.state.epoch_of(seq):
+            self.stray(f"the disk has {seq} of {epoch}, which is not what was decided on")
+
     def check_stepped_down(self) -> None:
         """Says that all is durable that was decided here, once it is."""
         core = self._core
