@@ -44,6 +44,7 @@ class Keeping:
         self._writer = writer
         self._identity = identity
         self._held_until = 0.0
+        self._outdated = ""  # why what is in memory is no longer what is on disk
         self.copy = copying.in_progress(writer.directory.disk)
         self.outbox = Outbox(writer.directory.disk)
         self.settled = writer.snapshots.position
@@ -97,7 +98,7 @@ class Keeping:
             case [pm.FENCE, epoch, first_seq]:
                 self._fence(Epoch(*epoch), first_seq)
             case [pm.ASK_WRITER_STATE]:
-                self._tell_state()
+                self._asked()
             case [pm.KEEP_PROMISE, ticket, reign, number]:
                 self._keep(ticket, lambda: self._promise(reign, number))
             case [pm.BECOME, ticket, cluster_id, number]:
@@ -110,9 +111,16 @@ class Keeping:
             case [pm.COPY_DATA, ticket, file, offset, data]:
                 self._keep(ticket, lambda: copying.put(disk, file.decode(), offset, data))
             case [pm.COPY_END, ticket]:
-                self._keep(ticket, lambda: copying.end(disk, self._give_up_for))
+                self._keep(ticket, self._end_copy)
             case [pm.CUT, ticket, common, epoch]:
                 self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
+
+    def _asked(self) -> None:
+        """A replicator has just started. The one before it may have died before it heard what it was to restart for."""
+        if self._outdated:
+            self._writer.child.ask_restart(self._outdated)
+        else:
+            self._tell_state()
 
     def _fence(self, epoch: Epoch, first_seq: int) -> None:
         """Keeps older epochs out from here on. What came in before and should not have is cut after a start anew."""
@@ -176,7 +184,12 @@ class Keeping:
             return
         count = self._propose_again(self._state_at(last_seq), common, last_seq)
         writer.oplog.truncate_after(common)
+        self._outdated = f"the log was cut back to {common}"
         writer.log.warning("cut", common=common, last=last_seq, proposed_again=count)
+
+    def _end_copy(self) -> None:
+        copying.end(self._writer.directory.disk, self._give_up_for)
+        self._outdated = "a copy has taken the place of files and log"
 
     def _give_up_for(self, brought: NodeState) -> None:
         """Client writes of the log that a copy does not bring go to the outbox, before it takes the place of all (P1).

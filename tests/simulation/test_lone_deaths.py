@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from nun import messages as m
 from nun.config import Config
+from nun.core.replication.filling import Filling
+from nun.core.replication.following import Following
 from tests.simulation.process import installed
 from tests.simulation.test_stories import Story
 from tests.simulation.world import SECOND
@@ -102,3 +105,53 @@ def test_a_replicator_that_comes_later_is_told_of_a_log_that_is_not_synced() -> 
         replicator = lose_the_primary(story)
         assert replicator.core.durable_seq == story.seq("node2")
         goes_on(story, 1)
+
+
+class Deaf:
+    """The replicator of node1 dies instead of hearing, the first time, what its storage writer answers."""
+
+    def __init__(self, story: Story, room: type, hears: str, patch: pytest.MonkeyPatch) -> None:
+        self.told: list[str | None] = []
+        heard = getattr(room, hears)
+
+        def hear(room: Any, error: str | None) -> None:
+            node = story.nodes["node1"]
+            if self.told or room._core.settings.name != node.name:
+                heard(room, error)
+                return
+            self.told.append(error)
+            story.world.after(0, lambda: node.died(node.processes["replicator"], "kill -9"))
+
+        patch.setattr(room, hears, hear)
+
+
+def test_the_log_was_cut_and_who_wanted_that_died_before_it_heard(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage writer still has in memory what is cut: it tells that to nobody, and has the node start anew."""
+    story.heal()
+    story.cut("node1")
+    story.put(story.at("node1"), "k", "only here", m.ACK_PRIMARY)
+    story.promoted("node2")
+    story.put(story.at("node2"), "other", "there")
+    deaf = Deaf(story, Following, "_cut", monkeypatch)
+    story.same()
+    assert deaf.told == [None]
+    assert story.get(story.at("node1"), "k") == "only here"
+
+
+def test_a_copy_was_taken_and_who_had_fetched_it_died_before_it_heard(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.heal()
+    story.cut("node3")
+    settled = story.put(story.at("node1"), "k", "in the files", m.ACK_MAJORITY)
+    core = story.nodes["node1"].replicator.core
+    story.until(lambda: core.cut_floor >= settled.position[3], "its files may hold it")
+    story.cut("node1", "node2")
+    story.promoted("node3", force=True)
+    story.put(story.at("node3"), "other", "there")
+    deaf = Deaf(story, Filling, "_ended", monkeypatch)
+    story.same()
+    assert deaf.told == [None]
+    assert story.get(story.at("node1"), "k") == "in the files"

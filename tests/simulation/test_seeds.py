@@ -54,6 +54,7 @@ FOUND = {
     4785: "a write that was acknowledged in one history and done in another was expected to be lost",
     10104: "what an order to be primary that came too late decided was taken for a part of a later history",
     9137: "a copy on a disk that was not the operating system's could not be ended",
+    16432: "a replicator that died before it heard that the log was cut left its node waiting for ever",
     12195: "what was refused, and then cut off by a forced promotion, was not proposed again",
     11057: "what a client had heard and not looked at was taken for told by the node that it went to next",
     5831: "two candidates that could not see each other began the same reign: the later one was taken for a start anew",
