@@ -143,7 +143,7 @@ def check_bases(
     """P1: what a write has not seen, and has replaced all the same, is in the ledger.
 
     Args:
-        taken: op id -> base of what was taken or proposed again.
+        taken: op id -> base of what was taken or cut off, and decided as an item of an outbox.
         told: op ids in the ledger.
     """
     bases = dict(taken)

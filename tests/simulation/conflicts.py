@@ -12,6 +12,7 @@ from tests.simulation.arbiters import Arbiter, Claims, check_merged
 from tests.simulation.client import outcome
 from tests.simulation.conflicting import ConflictWorker, check_bases, check_sets, options_of
 from tests.simulation.model import Model
+from tests.simulation.oracle import changes_of_items
 from tests.simulation.process import Failed
 from tests.simulation.simulation import DATABASE, Simulation
 from tests.simulation.world import MS
@@ -104,8 +105,15 @@ class ConflictSimulation(Simulation):
             if op_id not in known and op_id not in told:
                 raise Failed(f"P1: resolution {op_id} of {key!r} was acknowledged and is lost")
         check_merged(model, [arbiter.client.name for arbiter in self.arbiters])
-        check_bases(self.writes, changes, self.oracle.bases, told)
         history = self.oracle.history(self.primary().network.core.state.position)  # type: ignore[union-attr]
+        # Not of what was cut off on one node, and decided here as what it was: a request that its node had open still.
+        bases = {
+            change.op_id: self.oracle.bases[change.op_id]
+            for position in history
+            for change in changes_of_items(position, self.oracle.effects[position])
+            if change.op_id in self.oracle.bases
+        }
+        check_bases(self.writes, changes, bases, told)
         done = {
             (effect[1], effect[2]): effect[5]
             for position in history

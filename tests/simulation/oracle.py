@@ -84,6 +84,22 @@ def changes_of(position: Position, effects: list[fx.Effect]) -> list[Change]:
     return found
 
 
+def changes_of_items(position: Position, effects: Iterable[fx.Effect]) -> list[Change]:
+    """Those of an entry that were decided for an outbox: an OUTBOX comes next to the outcome of their request."""
+    found: list[Change] = []
+    decided: list[fx.Effect] = []
+    following: list[fx.Effect] = []
+    for effect in effects:
+        if effect[0] == fx.OUTCOME:
+            decided, following = following, []
+        elif effect[0] == fx.OUTBOX:
+            found += changes_of(position, [*decided, *following])
+            decided, following = [], []
+        else:
+            following.append(effect)
+    return found
+
+
 op_id_of = record.op_id_of
 
 
