@@ -117,6 +117,11 @@ class NodeState:
                 return info
         return None
 
+    def row_of(self, client_id: bytes, number: int) -> Row | None:
+        """What is remembered of a request."""
+        client = self.clients.get(client_id)
+        return None if client is None else client.rows.get(number)
+
     def in_history(self, position: Position) -> bool:
         """Whether this node's history holds an entry at this very position."""
         if self.position is None or position.seq > self.position.seq:

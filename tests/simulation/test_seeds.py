@@ -70,6 +70,7 @@ FOUND_WITH_CONFLICTS = {
     20260: "a log that was cut back while it was read for a watch was taken for a damaged one",
     1967: "a batch with one write that was decided anew came back as a single write",
     30334: "a request that was decided again, as asked for, was judged by what another node had cut off of it",
+    30091: "a node that had taken a copy did not look for the row of a request that it had cut off",
 }
 
 

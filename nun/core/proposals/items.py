@@ -8,6 +8,7 @@ version that its writer was told, for that may come back as a condition.
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
     is gone, the node that holds the item says what it has seen of this history; while that is not enough, it waits.
+    Where that will never be enough, the write is in the ledger as one that came too late, unless it has an entry.
 I3  A request that this history refused was done in the one that the item comes from, or there were no item: its writer
     may have been told either. So what it wrote gets an entry of the ledger, unless it has one. Of a batch that was
     refused in part, that goes for the part.
@@ -89,8 +90,7 @@ class Items:
 
     def _decide(self, item: Item, verdict: int) -> None:
         core = self._core
-        client = core.state.clients.get(item.client_id)
-        row = None if client is None else client.rows.get(item.number)
+        row = core.state.row_of(item.client_id, item.number)
         info = core.state.database_named(item.database.decode("utf-8", "replace"))
         if row is not None or verdict in (DONE, REFUSED):
             refused = _writes_of(item) if verdict == REFUSED else _refused_in(row, item)
@@ -109,7 +109,7 @@ class Items:
                 return  # there is one of that name
             table = core.tables[info.number]
             late = [one for one in _writes_of(item) if not _is_there(table, one)]
-            for operation in late:
+            for operation in self._not_told(item, late, info.number):
                 reason = "it came too late to be told from a repeat"
                 core.ledger.refuse(item, operation, info.number, reason)
             return
@@ -127,13 +127,17 @@ class Items:
         reason = (
             "it was done in a history that is gone, and the same request was refused in this one"
         )
-        if (
-            database is not None
-        ):  # asked of all before any is written: one batch may write a key twice
-            has = core.ledger.has_request
-            refused = [one for one in refused if not has(write_of(item, one, database))]
-        for operation in refused:
+        for operation in self._not_told(item, refused, database):
             core.ledger.refuse(item, operation, database, reason)
+
+    def _not_told(
+        self, item: Item, operations: list[Operation], database: int | None
+    ) -> list[Operation]:
+        """Those without an entry; asked of all before any is written: one batch may write a key twice."""
+        if database is None:
+            return operations
+        has = self._core.ledger.has_request
+        return [one for one in operations if not has(write_of(item, one, database))]
 
     def _resolve(self, item: Item, database: int) -> None:
         """A resolution that was accepted in a history that is gone."""

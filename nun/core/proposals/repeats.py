@@ -9,7 +9,8 @@ would tell is dropped (NodeState, I2). The item's own node sees every entry; it 
 I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
     client's floor is above its number. The primary looks whether one did since (`may_decide`).
 I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess. Where it was decided
-    before it was cut off tells even so: after a forced promotion its node may come back, by a copy, to what it left.
+    before it was cut off tells even so: after a forced promotion its node may come back, by a copy, to what it left. So
+    does the row of the request, and that there is none as long as its client had not gone on: a copy brings rows.
 I3  Of a batch that was refused in part, that part alone is proposed, as REFUSED: the rest is DONE.
 """
 
@@ -146,8 +147,14 @@ class Repeats:
         for number, data in held.items:
             item = decode_item(data)
             self.add(number, item)
-            if common_with(item.since, state.epochs) < held.seen_from:
+            request = (item.client_id, item.number)
+            if common_with(item.since, state.epochs) < held.seen_from and (
+                has_passed(state, request, item.op_id)
+            ):
                 self._unseen.add(number)
+            row = state.row_of(*request)
+            if row is not None:
+                self.decided(request, row.status, row.result)
         for numbers in self._waiting.values():
             # An item that came twice, when its decision was cut off: what is known of the later one goes for both.
             if not self._unseen.issuperset(numbers):

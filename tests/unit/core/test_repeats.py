@@ -100,6 +100,25 @@ def test_what_nobody_can_tell_from_a_repeat_goes_to_the_ledger(cluster: Cluster)
     assert [entry["op_id"] for entry in ledger(primary)] == [op_id]
 
 
+def test_what_nobody_can_tell_from_a_repeat_has_one_entry(cluster: Cluster) -> None:
+    """The ledger tells of what it has, be it under the op id with which its client asked again."""
+    primary = cluster.primary
+    base = refused(cluster, 3)
+    decide(primary, 1, same_set(cluster, 3, base))
+    [entry] = ledger(primary)
+    go_on(primary, 9)
+    operations = [
+        Operation(m.SET, b"a", b"mine", base, stamp(primary)),
+        Operation(m.SET, b"b", b"mine", 0, stamp(primary)),
+    ]
+    item = Item(CLIENT, 3, 0, b"d", m.BATCH, False, operations, 0, 0, NOTHING)
+    for outbox_number in (2, 3):
+        decide(primary, outbox_number, encode_item(item), verdict=UNKNOWN)
+    told = {entry["key"]: entry["op_id"] for entry in ledger(primary)}
+    assert told == {"a": entry["op_id"], "b": operations[1].op_id}
+    assert [*primary.core.state.notices[CLIENT]] == [*told.values()]
+
+
 def test_a_database_whose_making_may_be_a_repeat_is_left_as_it_is(cluster: Cluster) -> None:
     primary = cluster.primary
     go_on(primary, 9)
@@ -277,6 +296,51 @@ def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
     for number in (1, 2, 3, 4):
         known.drop(number)
     assert len(known) == 0
+
+
+def _outcome(state: NodeState, number: int, floor: int, status: int, result: Any = 1) -> None:
+    assert state.position is not None
+    state.take(state.position, (fx.OUTCOME, CLIENT, number, floor, status, 7, result))
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [(0, DONE), (VersionConflict.code, REFUSED), (ConflictPending.code, DONE)],
+)
+def test_a_node_whose_log_came_with_a_copy_knows_by_the_row(status: int, verdict: int) -> None:
+    """Its client asked again, another primary answered, and a copy brought that, but no entries."""
+    state = _state((Epoch(1, 1, 1), 1), last=9)
+    _outcome(state, 3, 3, status)
+    item = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
+    known = Repeats(state, Held(2, [(1, encode_item(item))], 9))
+    _outcome(state, 8, 8, 0)  # its client goes on, the row is gone
+    assert state.row_of(CLIENT, 3) is None
+    assert known.verdict(1) == verdict
+
+
+def test_a_node_whose_log_came_with_a_copy_knows_by_the_row_what_part_was_refused() -> None:
+    state = _state((Epoch(1, 1, 1), 1), last=9)
+    _outcome(state, 3, 3, 0, [pack([1, [*REFUSAL[:2], b"o"]])])
+    operations = [Operation(*made, 0, 5 + index) for index, made in enumerate((SET, OTHER))]
+    since = Position(1, 1, 1, 2)
+    item = Item(CLIENT, 3, 0, b"d", m.BATCH, False, operations, 0, 0, since)
+    data = encode_item(item)
+    known = Repeats(state, Held(2, [(1, data)], 9))
+    assert known.judged(1, data) == (REFUSED, encode_item(item._replace(operations=operations[1:])))
+
+
+def test_where_a_client_had_not_gone_on_its_request_was_not_decided_before() -> None:
+    """There would be a row; and from then on its node sees every entry."""
+    state = _state((Epoch(1, 1, 1), 1), last=9)
+    _outcome(state, 2, 2, 0)
+    item = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
+    items = [(1, encode_item(item)), (2, encode_item(item._replace(number=1)))]
+    known = Repeats(state, Held(3, items, 9))
+    assert [known.verdict(1), known.verdict(2)] == [LATER, UNKNOWN]
+    _outcome(state, 8, 8, 0)
+    assert known.verdict(1) == OPEN
+    known.look_at([(fx.OUTCOME, CLIENT, 3, 3, 0, 7, 1)])
+    assert known.verdict(1) == DONE
 
 
 def test_a_record_that_came_late_keeps_what_it_was(cluster: Cluster) -> None:
