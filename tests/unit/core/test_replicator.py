@@ -318,6 +318,14 @@ class TestDisks:
         core.peer_asks(b"node2", [pm.ACK, [1, 1, 1], seq, seq])
         assert cluster[1].settled() == seq
 
+    def test_nothing_is_settled_in_a_reign_below_a_promise(self, cluster: Cluster) -> None:
+        for index in OTHERS:
+            cluster[index].stop()
+        seq = cluster[1].decide().seq
+        cluster[1].core.wished = (2, 2)
+        cluster[1].core.peer_asks(b"node2", [pm.ACK, [1, 1, 1], seq, seq])
+        assert cluster[1].settled() == seq - 1
+
     def test_settled_begins_with_the_epoch(self, cluster: Cluster) -> None:
         cluster[1].stop()
         cluster[3].hold = {m.DURABLE}
