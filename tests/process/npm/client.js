@@ -10,6 +10,8 @@ async function values() {
   const heard = [];
   await watcher.watch('k', event => seen.push([event.value, event.version]));
   await other.watch('k', event => heard.push([event.value, event.version]));
+  // That says only that it was sent: what is asked after it is answered when it is there.
+  await Promise.all([watcher.get('k'), other.get('k')]);
   const kinds = ['text', 'two words', 5, 1.5, -1, true, [1, 'x'], [], {}, { deep: { er: [null] } }, 'Zoë 🦊'];
   const falsy = [0, false, null, '']; // that client gives them back in its own wrapping
   const back = [];

@@ -38,6 +38,7 @@ run(async () => {
   const [loser, arbiter] = [open('merged', 'arb-pwd'), open('merged', 'arb-pwd')];
   const state = { heard: [], count: 0 };
   await watcher.watch('k', event => state.heard.push(event.value));
+  await watcher.get('k'); // its answer comes after the watch has begun
   await merging(arbiter);
   for await (const name of readline.createInterface({ input: process.stdin })) {
     const found = await round({ writer, watcher, loser }, state, name);
