@@ -95,9 +95,7 @@ REQUEST_ROWS_PER_CLIENT_MAX: Final = 10_000
 NODE_NUMBER_MAX: Final = 1_023  # ten bits of every op id
 REIGN_MAX: Final = 2**32 - 1
 EPOCHS_KEPT_MAX: Final = 4_096  # how far back the history of epochs reaches
-DECIDED_AT_MAX: Final = (
-    8  # of how many histories an item that was cut off again and again says where they decided it
-)
+DECIDED_AT_MAX: Final = 8  # histories that an item, cut off again and again, names
 SECRET_CHECKS_WAITING_MAX: Final = 256  # scrypt work in the queue
 SECRET_FAILURES_MAX: Final = (
     10  # wrong passwords or tokens per name and address before the door closes for a while
