@@ -332,8 +332,8 @@ BUGS: tuple[Bug, ...] = (
         "copy-takes-back",
         "a copy takes the place of the log, and what only that log had is not proposed again",
         "actors/keeping.py",
-        "copying.end(disk, self._give_up_for)",
-        "copying.end(disk, lambda _: None)",
+        "copying.end(self._writer.directory.disk, self._give_up_for)",
+        "copying.end(self._writer.directory.disk, lambda _: None)",
         _STORIES,
     ),
     Bug(
