@@ -15,14 +15,11 @@ from nun.core.proposals import repeats
 from nun.core.proposals.outbox import (
     Item,
     Operation,
-    decode_item,
     encode_item,
-    items_of_entries,
 )
 from nun.core.proposals.repeats import DONE, LATER, OPEN, REFUSED, UNKNOWN, Held, Repeats
 from nun.core.state import NodeState
 from nun.errors import ConflictPending, OutcomeExpired, VersionConflict
-from nun.limits import DECIDED_AT_MAX
 from nun.position import NOTHING, Epoch, Position
 from tests.support.replicas import Cluster, NodeDriver
 from tests.unit.core.test_items import decide, keep_outbox, ledger, stamp, value_of
@@ -175,7 +172,7 @@ def test_what_a_node_saw_of_another_history_counts_for_nothing(cluster: Cluster)
 
 
 def test_a_request_that_is_twice_in_one_outbox_is_open_once() -> None:
-    state = _state((Epoch(1, 1, 1), 1), last=4)
+    state = state_of((Epoch(1, 1, 1), 1), last=4)
     state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
     known = Repeats(state, Held())
     for number in (1, 2):
@@ -187,7 +184,7 @@ def test_a_request_that_is_twice_in_one_outbox_is_open_once() -> None:
 
 def test_what_is_known_of_one_of_two_items_for_a_request_goes_for_both() -> None:
     """The decision of the first was cut off, and came into the outbox as the second; the log begins between them."""
-    state = _state((Epoch(1, 1, 1), 1), last=9)
+    state = state_of((Epoch(1, 1, 1), 1), last=9)
     made = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
     items = [(1, encode_item(made)), (2, encode_item(made._replace(since=Position(1, 1, 1, 7))))]
     assert Repeats(state, Held(3, items[:1], 5)).verdict(1) == UNKNOWN
@@ -196,7 +193,7 @@ def test_what_is_known_of_one_of_two_items_for_a_request_goes_for_both() -> None
 
 
 def test_a_client_that_was_forgotten_cannot_ask_again() -> None:
-    state = _state((Epoch(1, 1, 1), 1), last=4)
+    state = state_of((Epoch(1, 1, 1), 1), last=4)
     operation = Operation(m.SET, b"a", b"1", 0, 50)
     known = Repeats(state, Held())
     known.add(1, Item(CLIENT, 3, 0, b"d", m.SET, False, [operation], 0, 0, NOTHING))
@@ -253,7 +250,7 @@ def _again(client: Any, number: int, kind: int, *arguments: Any) -> int:
 # What a node knows of its own items
 
 
-def _state(*epochs: tuple[Epoch, int], last: int) -> NodeState:
+def state_of(*epochs: tuple[Epoch, int], last: int) -> NodeState:
     state = NodeState()
     state.epochs = list(epochs)
     state.position = Position.at(epochs[-1][0], last)
@@ -280,7 +277,7 @@ def test_what_came_before_all_that_is_known_is_not_known() -> None:
 
 
 def test_a_node_that_starts_knows_what_its_log_decided_since() -> None:
-    state = _state((Epoch(1, 1, 1), 1), (Epoch(2, 2, 1), 10), last=40)
+    state = state_of((Epoch(1, 1, 1), 1), (Epoch(2, 2, 1), 10), last=40)
     state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
     items = []
     for number, since in enumerate((12, 30, 31), 1):
@@ -309,7 +306,7 @@ def _outcome(state: NodeState, number: int, floor: int, status: int, result: Any
 )
 def test_a_node_whose_log_came_with_a_copy_knows_by_the_row(status: int, verdict: int) -> None:
     """Its client asked again, another primary answered, and a copy brought that, but no entries."""
-    state = _state((Epoch(1, 1, 1), 1), last=9)
+    state = state_of((Epoch(1, 1, 1), 1), last=9)
     _outcome(state, 3, 3, status)
     item = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
     known = Repeats(state, Held(2, [(1, encode_item(item))], 9))
@@ -319,7 +316,7 @@ def test_a_node_whose_log_came_with_a_copy_knows_by_the_row(status: int, verdict
 
 
 def test_a_node_whose_log_came_with_a_copy_knows_by_the_row_what_part_was_refused() -> None:
-    state = _state((Epoch(1, 1, 1), 1), last=9)
+    state = state_of((Epoch(1, 1, 1), 1), last=9)
     _outcome(state, 3, 3, 0, [pack([1, [*REFUSAL[:2], b"o"]])])
     operations = [Operation(*made, 0, 5 + index) for index, made in enumerate((SET, OTHER))]
     since = Position(1, 1, 1, 2)
@@ -331,7 +328,7 @@ def test_a_node_whose_log_came_with_a_copy_knows_by_the_row_what_part_was_refuse
 
 def test_where_a_client_had_not_gone_on_its_request_was_not_decided_before() -> None:
     """There would be a row; and from then on its node sees every entry."""
-    state = _state((Epoch(1, 1, 1), 1), last=9)
+    state = state_of((Epoch(1, 1, 1), 1), last=9)
     _outcome(state, 2, 2, 0)
     item = Item(CLIENT, 3, 0, b"d", m.SET, False, [], 0, 0, Position(1, 1, 1, 2))
     items = [(1, encode_item(item)), (2, encode_item(item._replace(number=1)))]
@@ -547,61 +544,3 @@ def test_of_two_writes_of_one_batch_to_one_key_one_is_in_the_ledger_already(
     for outbox_number in (2, 3):
         decide(primary, outbox_number, encode_item(item), verdict=REFUSED)
     assert sorted(entry["kind"] for entry in ledger(primary)) == ["increment", "set"]
-
-
-# Cut off, and in this history again
-
-
-THERE = Position(1, 1, 1, 7)
-GONE = Position(2, 2, 1, 7)  # of a primary that was made so by force, and is followed no more
-
-
-def cut_off(*decided_at: Position) -> bytes:
-    """An item that these entries decided, all but the first in histories before that."""
-    operations = [Operation(m.SET, key, b"1", 0, 5) for key in (b"a", b"s")]
-    item = Item(CLIENT, 3, 0, b"d", m.BATCH, False, operations, 0, 0, NOTHING)
-    return encode_item(item._replace(decided_at=decided_at))
-
-
-@pytest.mark.parametrize(
-    ("decided_at", "verdict"),
-    [
-        ([THERE], DONE),
-        ([GONE], UNKNOWN),
-        ([GONE, THERE], DONE),
-        ([THERE._replace(seq=41)], UNKNOWN),  # this history has not come so far
-        ([THERE._replace(seq=12)], UNKNOWN),  # the end of that epoch is cut off
-        ([], UNKNOWN),
-    ],
-)
-def test_what_an_entry_of_this_history_decided_is_done(
-    decided_at: list[Position], verdict: int
-) -> None:
-    """A copy brought that entry: the log begins above it, and the client has gone on."""
-    state = _state((Epoch(1, 1, 1), 1), (Epoch(3, 1, 1), 10), last=40)
-    state.take(state.position, (fx.OUTCOME, CLIENT, 9, 9, 0, 1, 1))  # type: ignore[arg-type]
-    data = cut_off(*decided_at)
-    known = Repeats(state, Held(2, [(1, data)], 40))
-    assert known.judged(1, data) == (verdict, data)
-    known.drop(1)
-    assert len(known) == 0
-
-
-def test_what_an_entry_of_this_history_decided_is_done_where_it_refused_a_part() -> None:
-    """That part is in the ledger."""
-    state = _state((Epoch(1, 1, 1), 1), last=40)
-    data = cut_off(THERE)
-    decided = {(CLIENT, 3): (0, [pack([1, REFUSAL])])}
-    assert Repeats(state, Held(2, [(1, data)], 0, decided)).judged(1, data) == (DONE, data)
-
-
-def test_what_is_decided_anew_says_where_it_was_decided_before(cluster: Cluster) -> None:
-    """Should this history be cut off for that one, it is known there; so for the latest of many."""
-    primary = cluster.primary
-    data = cut_off(*(GONE._replace(seq=seq) for seq in range(DECIDED_AT_MAX, 0, -1)))
-    sent = len(primary.frames)
-    decide(primary, 1, data)
-    [again] = items_of_entries(map(fx.decode_entry, primary.frames[sent:]), {1: "d"}, NOTHING)
-    found = decode_item(again)
-    assert found.decided_at[0] == primary.core.state.position
-    assert found.decided_at[1:] == decode_item(data).decided_at[:-1]
