@@ -67,6 +67,7 @@ FOUND_WITH_CONFLICTS = {
     1211: "a decision that was cut off was refused as a repeat, and then decided",
     1571: "a process whose log no longer held what it had missed read it for ever",
     1995: "a value that a fallback chose was taken for as young as its expiry, once the key was free",
+    70484: "the reply to a request of an earlier life of a node was taken for the answer to another client's",
     20260: "a log that was cut back while it was read for a watch was taken for a damaged one",
     1967: "a batch with one write that was decided anew came back as a single write",
     30334: "a request that was decided again, as asked for, was judged by what another node had cut off of it",

@@ -19,7 +19,9 @@ I1  A proposal that may have been lost is made again, to whoever is primary then
 I2  A proposal is open until its reply has come, its session has ended, or it is too old; their bytes are bounded.
 I3  A reply speaks of an entry of this node's history, or of none. Where a change of primary has cut that entry off, the
     request is proposed again.
-I4  What was never sent to any primary is refused after a while; of what was sent nobody here can say what became of it.
+I4  No two lives of a node give the same ticket: the reply to an earlier one's may be under way still, and would be
+    taken for the answer to another client's request.
+I5  What was never sent to any primary is refused after a while; of what was sent nobody here can say what became of it.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 _VIRTUAL: Final = b"\0proposal"  # no routing id of a ROUTER begins so: those are 0 and four bytes, or a client's choice
 _MS_NS: Final = 1_000_000
 _ITEM_PARTS: Final = 5
+_TICKET_BITS: Final = 32  # of requests in one life; the start of the node above them
 RETRY_AFTER_MS: Final = 50
 
 
@@ -84,7 +87,7 @@ class Forwarding:
         self._core = core
         self._open: dict[int, _Open] = {}
         self._arrived: list[_Arrived] = []
-        self._tickets = 0
+        self._tickets = core.start << _TICKET_BITS
         self._bytes = 0
 
     def __len__(self) -> int:
