@@ -8,17 +8,12 @@ import pytest
 
 from nun import messages as m
 from nun.core import record
-from tests.simulation.process import installed
-from tests.simulation.test_stories import Story
+from tests.simulation.test_stories import Story, begun
 
 
 @pytest.fixture
 def story() -> Iterator[Story]:
-    made = Story(seed=1, nodes=3)
-    with installed(made.world):
-        made.form()
-        made.until(made.converged, "all three are members")
-        yield made
+    yield from begun(Story(seed=1, nodes=3))
 
 
 def test_what_was_refused_and_then_cut_off_by_force_is_proposed_again(story: Story) -> None:

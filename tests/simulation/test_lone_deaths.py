@@ -13,17 +13,14 @@ from nun.config import Config
 from nun.core.replication.filling import Filling
 from nun.core.replication.following import Following
 from tests.simulation.process import installed
-from tests.simulation.test_stories import Story
+from tests.simulation.test_stories import Story, begun
 from tests.simulation.world import SECOND
 
 
 @pytest.fixture
 def story() -> Iterator[Story]:
     """What node1 decides from here on comes to node2 alone."""
-    made = Story(seed=1, nodes=3)
-    with installed(made.world):
-        made.form()
-        made.until(made.converged, "all three are members")
+    for made in begun(Story(seed=1, nodes=3)):
         made.wires.hushed = {("node1", "node3")}
         yield made
 

@@ -76,13 +76,16 @@ class Story(Simulation):
         self.check()
 
 
-@pytest.fixture
-def story() -> Iterator[Story]:
-    made = Story(seed=1, nodes=3)
+def begun(made: Any) -> Iterator[Any]:  # its nodes are members
     with installed(made.world):
         made.form()
         made.until(made.converged, "all three are members")
         yield made
+
+
+@pytest.fixture
+def story() -> Iterator[Story]:
+    yield from begun(Story(seed=1, nodes=3))
 
 
 def test_what_one_node_is_told_all_nodes_show(story: Story) -> None:
