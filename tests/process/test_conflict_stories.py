@@ -36,6 +36,10 @@ class People:
         self.clients[0].create_database("people", token="t", ack="all", **options)
         self.databases = [client.database("people", token="t") for client in self.clients]
         self.first = self.databases[0].set("name", "nobody", ack="all")
+        for (
+            database
+        ) in self.databases:  # `all` says durable everywhere; a node shows it a moment later
+            wait_for(database, "nobody")
 
     def change(self, mary_at: int = 1, jose_at: int = 0) -> nun.ConflictPending:
         """Both change the name; jose's write is decided first. Returns what mary was told."""
@@ -65,7 +69,7 @@ def wait_for(database: Any, name: str) -> Any:
 
     def found() -> Any:
         entry = database.get("name")
-        return entry if entry.value == name and not entry.in_conflict else None
+        return entry if entry and entry.value == name and not entry.in_conflict else None
 
     return wait_until(found, f"{name!r} to be there")
 
