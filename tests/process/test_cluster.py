@@ -55,11 +55,11 @@ def test_a_write_on_any_node_is_read_on_every_node(cluster: Cluster, ack: Any) -
 
 def test_a_level_that_cannot_be_reached_is_told_with_what_is_known(cluster: Cluster) -> None:
     cluster.nodes[2].kill("node")
-    with cluster.client(0, timeout=2.0) as client:
+    with cluster.client(0) as client:
         shop = database(client)
         assert shop.set("a", "1", ack="majority").version == 1
         with pytest.raises(nun.UnknownOutcome) as caught:
-            shop.set("a", "2", ack="all")
+            shop.set("a", "2", ack="all", timeout=2.0)
         assert (caught.value.reason, caught.value.fields["reached"]) == ("level", 1)
         cluster.nodes[2].restart()
         assert caught.value.retry(timeout=20.0).version == 2
@@ -197,7 +197,7 @@ def test_a_primary_that_comes_back_proposes_again_what_only_it_had(cluster: Clus
             lambda: shop.get("b").value == "by the old primary", "what it had to come back", 40
         )
         assert shop.get("a").value == "by the new primary"
-        assert shop.get("n").value == "16"
+        wait_until(lambda: shop.get("n").value == "16", "its increment to come too", 40)
         assert shop.keys("$conflicts_*") == [f"$conflicts_a_{overwritten.op_id}"]
     with cluster.client(2, client_id="ann") as ann, ann.outcomes() as outcomes:
         outcome = outcomes.next_outcome(timeout=20.0)
