@@ -24,7 +24,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with Served(tmp_path_factory.mktemp("gateway")) as node:
         node.wait_served()
         node.admin(
-            "create-db shop t;use-db shop t;create-user mine p;set-permissions mine rwix my*"
+            "create-db shop t;use-db shop t;create-user mine p;set-permissions mine rwix my*;"
+            "set my-1 b"
         )
         yield node
 
