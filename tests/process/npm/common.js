@@ -3,7 +3,7 @@ const NunDb = require('nun-db');
 console.log = () => {};
 const pause = ms => new Promise(done => setTimeout(done, ms));
 const until = async check => {
-  for (let left = 600; left > 0; left--) {
+  for (let left = 1200; left > 0; left--) {
     const found = await check();
     if (found) return found;
     await pause(50);
