@@ -10,6 +10,8 @@ M3  Entries are closed from the oldest on: by a resolution those that it names, 
 M4  Over a whole conflict the version goes up by one; between, it stays.
 M5  An entry that was opened or closed stays so; one notice for its writer comes with the end, and none before.
 M6  A write whose value a fallback displaces, unseen by the one that it chooses, has an entry from the same moment on.
+M7  One write of a key has one entry. When that has been cleaned away it may have another: its request came again as one
+    that was acknowledged before it was decided, and is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from tests.simulation.oracle import changes_of, value_in
 from tests.simulation.process import Failed
 
 OPEN = "open"
+REFUSED = "refused"
 _CLOCKS_MS = 450  # by so much the clocks of two nodes differ
 Key = tuple[int, bytes]
 
@@ -77,6 +80,7 @@ class Model:
         self._resolved: fx.Effect | None = None
         self._touched: set[Key] = set()
         self._displaced: list[tuple[Key, int]] = []  # by expiries of the present entry
+        self._told: dict[tuple[Any, ...], Key] = {}  # write of a key -> its newest entry
 
     def entry(self, database: int, key: bytes, op_id: int) -> dict[str, Any]:
         """The entry of a losing write."""
@@ -220,6 +224,7 @@ class Model:
             self.fail("P7", f"{place[1]!r} tells of another write: {told}")
         self.entries[place] = told
         if not standing:
+            self._opened(place, told)
             if told["state"] != OPEN:
                 return
             queue = self.queues.get(key)
@@ -235,6 +240,18 @@ class Model:
             self.fail("P7", f"{told} is closed, and nothing closes it: {closing}")
         else:
             closing.closed.append(told["op_id"])
+
+    def _opened(self, place: Key, told: dict[str, Any]) -> None:
+        """M7"""
+        client = told["client_id"]
+        # What a fallback had chosen is nobody's request, and may be displaced as often as one chooses.
+        write = (place[0], client, told["request"] if client else told["op_id"], told["key"])
+        before = self._told.get(write)
+        if before is not None and (
+            record.is_live(self.records.get(before)) or told["state"] != REFUSED
+        ):
+            self.fail("P7", f"two entries for one write: {self.entries[before]}, {told}")
+        self._told[write] = place
 
     def _begin_closing(self, place: Key, old: bytes, new: bytes) -> None:
         if not self.queues.get(place):
@@ -329,10 +346,10 @@ class Model:
             self.fail("P7", f"{entry} was closed, and nobody had named it")
         text = (value or b"0").decode()
         if not text.lstrip("+-").isdigit():
-            if entry["state"] != "refused":
+            if entry["state"] != REFUSED:
                 self.fail("P7", f"{entry} was added to {text!r}")
             return value
-        if entry["state"] == "refused":
+        if entry["state"] == REFUSED:
             self.fail("P7", f"{entry} could be added to {text!r}")
         return b"%d" % (int(text) + int(entry["value"]))
 

@@ -1,13 +1,22 @@
-"""What the oracle reads out of entries."""
+"""What the oracle reads out of entries, and what it makes of a history."""
 
 from __future__ import annotations
 
+import pytest
+
+from nun import messages as m
 from nun.core import effects as fx
+from nun.core import record
+from nun.core.conflicts import ledger
+from nun.core.conflicts.ledger_keys import entry_key
 from nun.position import Position
+from tests.simulation.model import Model
 from tests.simulation.oracle import changes_of_items
+from tests.simulation.process import Failed
 
 AT = Position(1, 1, 1, 7)
 OUTBOX = (fx.OUTBOX, 2, 5)
+KEY = b"s0"
 
 
 def put(op_id: int) -> fx.Effect:
@@ -28,3 +37,43 @@ def test_what_came_after_the_outcome_of_an_item_is_of_it() -> None:
     notice = (fx.NOTICE, b"whose", 9, b"")
     effects = [outcome(1), put(2), outcome(2), notice, OUTBOX, OUTBOX, put(3), outcome(3)]
     assert [change.op_id for change in changes_of_items(AT, effects)] == [2]
+
+
+def entry(op_id: int, state: str, request: int = 1) -> dict[str, object]:
+    """What the ledger has of a write of client `c1`."""
+    write = ledger.Write(1, KEY, m.SET, b"v", 0, op_id, 0, 0, b"c1", request)
+    return ledger.entry_of(write, "d", state)
+
+
+def made(op_id: int, state: str) -> fx.Effect:
+    """An entry of the ledger about the first request of `c1`."""
+    new = record.live(1, op_id + 1, ledger.dumped(entry(op_id, state)))
+    return (fx.MADE, 1, op_id + 1, [entry_key(KEY, op_id)], [new], False)
+
+
+def cleaned(op_id: int) -> fx.Effect:
+    return (fx.MADE, 1, op_id + 2, [entry_key(KEY, op_id)], [record.tombstone(2, op_id + 2)], False)
+
+
+def test_a_write_may_have_another_entry_when_the_first_was_cleaned_away() -> None:
+    """Its request came again as a local write of a node that had not heard of the decision, and was refused."""
+    model = Model()
+    model.take(AT, [made(10, ledger.DECIDED)])
+    model.take(AT, [cleaned(10), made(20, ledger.REFUSED)])
+    model.take(AT, [cleaned(20), made(30, ledger.REFUSED)])
+
+
+@pytest.mark.parametrize(
+    "effects",
+    [
+        [made(10, ledger.DECIDED), made(20, ledger.REFUSED)],
+        [made(10, ledger.DECIDED), made(20, ledger.REFUSED), cleaned(10)],
+        [made(10, ledger.DECIDED), cleaned(10), made(20, ledger.DECIDED)],
+        [made(10, ledger.DECIDED), cleaned(10), made(20, ledger.OPEN)],
+        [made(10, ledger.DECIDED), cleaned(10), made(20, ledger.REFUSED), made(30, ledger.REFUSED)],
+    ],
+    ids=["both stand", "cleaned later", "decided again", "open again", "the third"],
+)
+def test_two_entries_of_one_write_are_one_too_many(effects: list[fx.Effect]) -> None:
+    with pytest.raises(Failed, match="two entries for one write"):
+        Model().take(AT, effects)
