@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -167,39 +166,44 @@ def check_bases(
 def check_sets(
     writes: Iterable[Write], model: Model, values: dict[str, str], done: dict[Any, int]
 ) -> None:
-    """Every element that was acknowledged, or resolved, is in its set, once; what was refused is not.
+    """Every element that was acknowledged, or resolved, is in its set, once; what was refused, or is open, is not.
 
     Not where strategies or fallbacks may choose one side: they lose elements that were there before. And what was
-    shown before it was refused may stand there by others who had read it.
+    shown before it was decided stands there, once, by others who had read it and whose own writes stand.
     """
-    writes = list(writes)
-    read = Counter(
-        element
-        for write in writes
-        if write.kind == "element"
-        for element in write.values[0].split()
-    )
+    writes = [write for write in writes if write.kind == "element"]
     entries = {told["op_id"]: told for told in model.entries.values()}
     chosen = {told["key"] for told in entries.values() if told["state"] in ("decided", "expired")}
+    read: dict[str, list[Write]] = {}
+    for write in writes:
+        for element in write.values[0].split():
+            if element != write.element:
+                read.setdefault(element, []).append(write)
     for write in writes:
         key = write.keys[0]
-        if (
-            write.kind != "element"
-            or key in chosen
-            or not write.ending
-            or write.ending == "unknown"
-        ):
+        if key in chosen or not write.ending or write.ending == "unknown":
             continue
-        op_id = done.get((write.client.encode(), write.number)) or write.acked.get(key, 0)
-        entry = entries.get(op_id)
-        if entry is None:
-            expected = write.ending == "done"
-        else:
-            expected = entry["state"] == "resolved"
-            if entry["state"] == "refused" and read[write.element] > 1:
-                continue
+        entry = _entry_of(write, entries, done)
+        expected = {_stands(write, entry)}
+        if entry is not None and entry["state"] in ("open", "refused"):
+            readers = read.get(write.element, ())
+            found = {_stands(each, _entry_of(each, entries, done)) for each in readers}
+            expected = {True} if True in found else {False, None in found}
         count = values.get(key, "").split().count(write.element)
-        if count != expected:
+        if count not in expected:
             raise Failed(
                 f"P1: element {write.element} ({write.ending}, {entry}) stands {count} times in {key}"
             )
+
+
+def _entry_of(write: Write, entries: dict[int, Any], done: dict[Any, int]) -> Any:
+    """What the ledger has of a write of one key; None where it has nothing."""
+    request = (write.client.encode(), write.number)
+    return entries.get(done.get(request) or write.acked.get(write.keys[0], 0))
+
+
+def _stands(write: Write, entry: Any) -> bool | None:
+    """Whether a write is in what its key holds; None where its client cannot tell, and the ledger does not."""
+    if entry is not None:
+        return bool(entry["state"] == "resolved")
+    return None if write.ending in ("", "unknown") else write.ending == "done"

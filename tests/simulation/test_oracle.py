@@ -10,9 +10,11 @@ from nun.core import record
 from nun.core.conflicts import ledger
 from nun.core.conflicts.ledger_keys import entry_key
 from nun.position import Position
+from tests.simulation.conflicting import check_sets
 from tests.simulation.model import Model
 from tests.simulation.oracle import changes_of_items
 from tests.simulation.process import Failed
+from tests.simulation.workload import Write
 
 AT = Position(1, 1, 1, 7)
 OUTBOX = (fx.OUTBOX, 2, 5)
@@ -77,3 +79,55 @@ def test_a_write_may_have_another_entry_when_the_first_was_cleaned_away() -> Non
 def test_two_entries_of_one_write_are_one_too_many(effects: list[fx.Effect]) -> None:
     with pytest.raises(Failed, match="two entries for one write"):
         Model().take(AT, effects)
+
+
+def element(client: str, value: str, ending: str, op_id: int) -> Write:
+    """The first request of a client: what it had read, and its own element."""
+    own = value.split()[-1]
+    key = KEY.decode()
+    write = Write("element", client, None, [key], [value], 0, own, {key: op_id}, ending=ending)
+    write.number = 1
+    return write
+
+
+def sets_hold(read: str, reader: str | None, state: str, value: str) -> None:
+    """A write that was shown before it was decided has an entry of this state, and somebody read it.
+
+    Args:
+        read: how the request of the one who read it ended. reader: the state of that one's entry, if it has one.
+    """
+    writes = [element("c1", "a b", "done", 10), element("c2", "a b c", read, 20)]
+    model = Model()
+    model.entries[1, b"first"] = entry(10, state)
+    if reader is not None:
+        model.entries[1, b"second"] = entry(20, reader, 2)
+    check_sets(writes, model, {KEY.decode(): value}, {})
+
+
+@pytest.mark.parametrize("state", ["open", "refused"])
+def test_what_was_read_before_it_was_decided_stands_by_who_had_read_it(state: str) -> None:
+    sets_hold("pending", "resolved", state, "a b c")
+    sets_hold("unknown", "resolved", state, "a b c")
+    sets_hold("unknown", None, state, "a b c")
+    sets_hold("unknown", None, state, "a")
+    sets_hold("pending", "open", state, "a")
+    sets_hold("refused", None, state, "a")
+
+
+@pytest.mark.parametrize("state", ["open", "refused"])
+@pytest.mark.parametrize(
+    ("read", "reader", "value"),
+    [
+        ("pending", "open", "a b"),
+        ("refused", None, "a b"),
+        ("pending", "resolved", "a c"),
+        ("pending", "resolved", "a b b c"),
+        ("unknown", None, "a b b"),
+    ],
+    ids=["nobody resolved it", "who read it was refused", "lost", "twice", "twice, by chance"],
+)
+def test_what_was_read_before_it_was_decided_stands_by_nobody_else(
+    state: str, read: str, reader: str | None, value: str
+) -> None:
+    with pytest.raises(Failed, match="element b"):
+        sets_hold(read, reader, state, value)
