@@ -112,6 +112,8 @@ class Keeping:
                 self._keep(ticket, lambda: copying.put(disk, file.decode(), offset, data))
             case [pm.COPY_END, ticket]:
                 self._keep(ticket, self._end_copy)
+            case [pm.COPY_DROP, ticket]:
+                self._keep(ticket, self._drop_copy)
             case [pm.CUT, ticket, common, epoch]:
                 self._keep(ticket, lambda: self._cut(common, Epoch(*epoch)))
 
@@ -190,6 +192,10 @@ class Keeping:
     def _end_copy(self) -> None:
         copying.end(self._writer.directory.disk, self._give_up_for)
         self._outdated = "a copy has taken the place of files and log"
+
+    def _drop_copy(self) -> None:
+        copying.drop(self._writer.directory.disk)
+        self._outdated = "the copy that was begun is not to be had any more"
 
     def _give_up_for(self, brought: NodeState) -> None:
         """Client writes of the log that a copy does not bring go to the outbox, before it takes the place of all (P1).

@@ -85,6 +85,8 @@ COPY_DATA: Final = 160  # r: [160, ticket, file, offset, bytes]
 COPY_END: Final = 161  # r: [161, ticket]      all is here: take its place. After KEPT the
 #   processes are started anew
 KEPT: Final = 162  # w: [162, ticket, error text or nil]
+COPY_DROP: Final = 163  # r: [163, ticket]     what has come of a copy is not wanted any more. After
+#   KEPT the processes are started anew
 
 # Outbox: on the op stream (network process to writer) a frame [OUTBOX, number, item]; and on the ack channel:
 OUTBOX_DURABLE: Final = 165  # w: [165, number]

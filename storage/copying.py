@@ -141,6 +141,18 @@ def end(disk: Disk, before: Callable[[NodeState], None]) -> None:
     disk.sync_names(FOLDER)
 
 
+def drop(disk: Disk) -> None:
+    """Forgets a copy that is not all here. Raises StorageError."""
+    if disk.exists(READY):
+        raise StorageError("a copy is ready and waits for a start")
+    if disk.exists(PLAN):
+        disk.remove(PLAN)
+        disk.sync_names(FOLDER)
+        for name in disk.names(FOLDER):
+            disk.remove(f"{FOLDER}/{name}")
+        disk.sync_names(FOLDER)
+
+
 # Taking over
 
 

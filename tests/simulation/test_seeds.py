@@ -73,6 +73,7 @@ FOUND_WITH_CONFLICTS = {
     30334: "a request that was decided again, as asked for, was judged by what another node had cut off of it",
     30091: "a node that had taken a copy did not look for the row of a request that it had cut off",
     71234: "an element that somebody had read before it was decided was expected to be in no set while it was open",
+    71304: "files of a new primary that ended long before the log here were taken in place of a copy that was gone",
     70563: "an entry that came when the one before it had been cleaned away was taken for a second one of its write",
 }
 

@@ -34,6 +34,7 @@ class FakeNode:
     Attributes:
         log: what is on disk, from `first_seq` on.
         promise, cluster_id, number, start: what the directory knows.
+        copy: what has come of a copy, (copy id, file -> bytes); then its network process starts only with all of it.
         hold: kinds of messages of this node's own processes that do not arrive until `release`.
         told: what the core said to the network process, decoded.
         kept: what the core said to the storage writer.
@@ -221,6 +222,9 @@ class FakeNode:
                 self.fence.set(Epoch(*epoch), first_seq)
             case [pm.CUT, ticket, common, _]:
                 self.log = [item for item in self.log if item[0].seq <= common]
+                self.say("writer", (pm.KEPT, ticket, None))
+            case [pm.COPY_DROP, ticket]:
+                self.copy = None
                 self.say("writer", (pm.KEPT, ticket, None))
 
     # Between them and the core

@@ -5,6 +5,11 @@
     COPY_END (writer) -> start from disk              all files are here: they take their place
 
 What has come is kept across a start of either side, and the copy goes on where it ended as long as the source holds it.
+When it is gone, another is begun only of a node that has just said that its log does not reach back to here: files of
+a new primary may end long before this node's log, from which that primary's log goes on. So what had come is dropped,
+and this node stands before the primary once more.
+
+    COPY_FILES, of another copy, unasked for -> COPY_DROP (writer) -> start from disk
 
 I1  One part is on its way at a time, and PARTS_AHEAD at most are at the writer: memory is bounded.
 """
@@ -38,13 +43,16 @@ class Filling:
         self._asked: tuple[str, int] | None = None
         self._asked_ns = 0
         self._begun = False
+        self._told_by: Peer | None = None  # who said that a copy is needed, in this life
         self._at_writer = 0
         self.total = 0
         self.done = 0
 
-    def begin(self, source: Peer) -> None:
-        """Asks for a copy, or goes on with one."""
+    def begin(self, source: Peer, told: bool = False) -> None:
+        """Asks for a copy, or goes on with one; `told`: the source has said that there must be one."""
         self.source = source
+        if told:
+            self._told_by = source
         self._begun = False
         self._asked = None
         self._at_writer = 0
@@ -66,9 +74,13 @@ class Filling:
             return
         listed = [(name.decode(), int(size)) for name, size in files]
         held: dict[str, int] = {}
-        if core.copy is not None and core.copy[0] == copy_id:
+        known = core.copy is not None and core.copy[0] == copy_id
+        if core.copy is not None and known:
             held = core.copy[1]
         self._begun = True
+        if not known and self._told_by is not self.source:
+            core.out.to_writer.append((pm.COPY_DROP, core.ticket(self._dropped)))
+            return
         self._copy_id = copy_id
         self.total = sum(size for _, size in listed)
         self._left = [
@@ -135,6 +147,15 @@ class Filling:
             core.note("copy_failed", reason=error)
             core.copy = None
             self._begun = False
+
+    def _dropped(self, error: str | None) -> None:
+        core = self._core
+        if error is None:
+            core.out.restart = "the copy that was begun is not to be had any more"
+        else:
+            core.note("copy_failed", reason=error)
+            self._begun = False
+            self._asked_ns = core.now_ns
 
     def gone(self, source: str) -> None:
         """The source does not hold that copy any more: from the beginning, with another."""

@@ -377,7 +377,7 @@ class Following:
                 self._core.promotion.failed("it is too far behind to catch up from a log")
                 return
             self._enter("copy first")
-            self._core.filling.begin(source)
+            self._core.filling.begin(source, told=True)
 
     # Its own disk
 

@@ -10,7 +10,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.core import effects as fx
 from nun.position import Epoch, Position
-from tests.support.replicators import Cluster, plain
+from tests.support.replicators import Cluster, FakeNode, plain
 
 OTHERS = (2, 3)
 
@@ -384,6 +384,89 @@ class TestOldHistory:
         cluster.promote(2)
         cluster.run(3, lambda: cluster.is_quiet(2))
         assert [node.restarts for node in cluster.nodes.values()] == [[], [], []]
+
+
+class TestCopies:
+    """What had come of a copy when the node died; and whether it goes on, or with another."""
+
+    FILES = ((b"nun.state", 32),)
+
+    def offer(self, cluster: Cluster, node: int, source: int, copy_id: bytes) -> None:
+        files = [
+            pm.COPY_FILES,
+            cluster[source].epoch,
+            copy_id,
+            cluster[node].cluster_id,
+            self.FILES,
+        ]
+        cluster[node].core.from_peer(f"node{source}", plain(files))
+        cluster.settle()
+
+    def kinds(self, node: FakeNode) -> list[int]:
+        kinds = (pm.COPY_BEGIN, pm.COPY_DATA, pm.COPY_END, pm.COPY_DROP)
+        return [message[0] for message in node.kept if message[0] in kinds]
+
+    def needy(self, cluster: Cluster) -> FakeNode:
+        """Node1, whose files hold what node2 cannot let it cut: it has said so."""
+        node = cluster[1]
+        cluster.part(1, 2)
+        cluster.part(1, 3)
+        node.files_seq = node.decide().seq
+        cluster.run(1.5)
+        cluster.promote(2)
+        cluster.run(5, lambda: cluster.promoted(2))
+        node.stop()
+        node.start_processes()
+        cluster.heal()
+        cluster.run(3, lambda: node.core.following.state == "filling")
+        return node
+
+    @pytest.fixture
+    def node(self, cluster: Cluster) -> FakeNode:
+        """It has a part of a copy, and asks for the rest."""
+        node = cluster[2]
+        node.stop()
+        node.copy = (b"begun", {"nun.state": 8})
+        node.hold = {pm.NODE_STATE}
+        node.start_processes()
+        cluster.run(3, lambda: node.core.filling.source is not None)
+        node.hold = set()
+        return node
+
+    def test_a_copy_that_is_held_still_goes_on_where_it_ended(
+        self, cluster: Cluster, node: FakeNode
+    ) -> None:
+        self.offer(cluster, 2, 1, b"begun")
+        [(_, _, message)] = cluster.messages(pm.COPY_READ)
+        assert message[2:5] == [b"begun", b"nun.state", 8]
+        assert self.kinds(node) == []
+
+    def test_another_copy_is_not_taken_before_a_primary_has_said_that_it_is_needed(
+        self, cluster: Cluster, node: FakeNode
+    ) -> None:
+        """Its files may end long before this node's log."""
+        before = list(node.log)
+        self.offer(cluster, 2, 1, b"another")
+        assert [why for why in node.restarts if "copy" in why]
+        cluster.run(5, lambda: cluster.is_quiet(1))
+        assert node.log[: len(before)] == before
+        assert cluster.messages(pm.COPY_READ) == []
+
+    def test_a_primary_that_came_meanwhile_has_not_said_that_it_is_needed(
+        self, cluster: Cluster
+    ) -> None:
+        node = self.needy(cluster)
+        cluster.run(3, lambda: cluster[3].core.following.state == "live")
+        cluster.promote(3)
+        cluster.run(15, lambda: cluster.promoted(3))
+        cluster.run(3, lambda: node.core.filling.source.name == "node3")
+        self.offer(cluster, 1, 3, b"of node3")
+        assert [why for why in node.restarts if "copy" in why]
+
+    def test_who_says_that_a_copy_is_needed_may_give_it(self, cluster: Cluster) -> None:
+        node = self.needy(cluster)
+        self.offer(cluster, 1, 2, b"of node2")
+        assert self.kinds(node) == [pm.COPY_BEGIN]
 
 
 class TestAReplicatorThatIsStartedAlone:

@@ -99,6 +99,27 @@ def test_what_is_here_is_known_after_a_start() -> None:
     copying.end(after, seen)
 
 
+def test_a_copy_that_is_dropped_leaves_what_was_here() -> None:
+    source, target = SimDisk(), SimDisk()
+    filled(source, "new", 20)
+    filled(target, "old", 20)
+    wanted = records(target)
+    copying.drop(target)  # there is none
+    copy_id, files = copying.files_of(source)
+    copying.begin(target, copy_id, files)
+    send(source, target)
+    copying.drop(target)
+    after = target.crash(random.Random(1))
+    assert copying.in_progress(after) is None
+    assert not after.names(copying.FOLDER)
+    assert records(after) == wanted
+    copying.begin(after, copy_id, files)
+    send(source, after)
+    copying.end(after, seen)
+    with pytest.raises(StorageError, match="ready"):
+        copying.drop(after)
+
+
 def test_an_unchanged_snapshot_keeps_its_id_and_another_has_another() -> None:
     disk, other = SimDisk(), SimDisk()
     filled(disk, "new", 20)
