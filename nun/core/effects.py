@@ -52,8 +52,10 @@ MADE holds what follows from a client's write and is not that write: a key that 
 the key see nothing new), entries of the ledger, the record that a resolution comes to. LOST (a write that joined a
 queue, or one of an item that was refused) and RESOLVED change nothing by themselves: they say which write it was, so
 that it can be proposed again should this history be cut off. `base` is the record that a write was made on, where that
-is not what it replaced. DECIDED_AT has where an item was decided in other histories: should this one be cut off for one
-of those, it is known there.
+is not what it replaced. Where the database of an item is gone, LOST has 0 for it, and the NOTICE before it the name. A
+LOST that is followed by an OUTBOX and no OUTCOME is of a request that was decided before, or may have been; the NOTICE
+says which. DECIDED_AT has where an item was decided in other histories: should this one be cut off for one of those, it
+is known there.
 
 `result` of an OUTCOME is what the reply carried, but for what was read; of a batch decided kind by kind it also has its
 `kinds`, under the number of BATCH, and 0 if it was atomic; of any other batch it is an array of the packed answers, and

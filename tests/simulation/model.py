@@ -201,6 +201,10 @@ class Model:
 
     def _lost(self, effect: fx.Effect) -> None:
         _, database, kind, key, argument, _, op_id, _, _ = effect
+        if not database:  # it is gone, with its ledger: the notice alone tells of the write
+            if all(op_id != told for _, told in self.notices):
+                self.fail("P7", f"{op_id} lost on {key!r}, and nobody was told")
+            return
         queue = self.queues.get((database, key), [])
         entry = self.entry(database, key, op_id)
         if entry["state"] == OPEN and queue[-1:] != [op_id]:

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from nun import messages as m
+from nun.client import operations as ops
 from nun.core import record
-from tests.simulation.test_stories import Story, begun
+from nun.core.conflicts import ledger
+from tests.simulation.test_stories import (
+    Story,
+    asked_at_two_nodes,
+    begun,
+    go_on_at_node3,
+    held_before,
+)
+from tests.simulation.workload import Write
 
 
 @pytest.fixture
@@ -60,3 +69,68 @@ def test_what_a_node_took_along_to_another_history_and_back_is_known_there(story
     records = core.tables[core.state.database_named("d").number].records
     assert record.value_of(records[b"k"]) == b"c"
     assert story.ledger(records) == set()
+
+
+def standing(story: Story, key: str) -> set[int]:
+    """The op ids of what the key holds and of what the ledger has."""
+    core = story.nodes["node1"].network.core
+    records = core.tables[core.state.database_named("d").number].records
+    return {record.op_id_of(records[key.encode()])} | story.ledger(records)
+
+
+def test_what_came_for_a_dropped_database_is_done_where_the_drop_is_cut_off_by_force(
+    story: Story,
+) -> None:
+    """Its notice was all that was left of it, and is gone with the history that had dropped the database."""
+    there, primary = story.at("node2"), story.at("node1")
+    story.put(there, "kept", "1", m.ACK_ALL)
+    story.cut("node2", "node3")
+    story.cut("node2")
+    written = story.put(there, "k", "mine", m.ACK_LOCAL)
+    ending, _ = story.ask(primary, ops.drop_database("d"))
+    assert ending == "done"
+    story.heal()
+    story.cut("node3")
+    story.until(lambda: not story.nodes["node2"].network.core.tentative, "it is settled")
+    story.promoted("node3", force=True)
+    story.put(story.at("node3"), "other", "there")
+    story.same()
+    assert story.get(story.at("node3"), "k") == "mine"
+    assert standing(story, "k") == {written.op_id}
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_another_history_did_and_one_that_is_cut_off_by_force_refused_is_proposed_again(
+    story: Story, goes_on: bool
+) -> None:
+    """The history that cuts it off refused it too, so it is known there again, and is in the ledger once."""
+    base = story.put(story.at("node1"), "s0", "", m.ACK_ALL).op_id
+    story.cut("node1")
+    won = held_before(story, "s0", "won")
+    write = asked_at_two_nodes(story, base)
+    story.promoted("node3")
+    story.until(lambda: bool(won), "the other is done")
+    if goes_on:
+        go_on_at_node3(story, write)
+        story.nodes["node1"].start()
+    story.heal()
+    story.cut("node2")
+    old = story.nodes["node1"]
+    story.until(lambda: write.acked["s0"] in told_of(story, "node1", write), "it is kept")
+    story.until(lambda: not old.network.core.tentative, "it is settled")
+    story.promoted("node2", force=True)
+    assert write.acked["s0"] not in told_of(story, "node2", write)
+    story.put(story.at("node2"), "other", "there")
+    story.same()
+    assert story.get(story.at("node1"), "s0") == "won"
+    assert write.acked["s0"] in standing(story, "s0")
+    assert [*told_of(story, "node3", write)] == [write.acked["s0"]]
+    core = old.network.core
+    assert ledger.count(core)["refused"] == ledger.count(core)["opened"] == 1
+
+
+def told_of(story: Story, name: str, write: Write) -> dict[int, bytes]:
+    """The notices for the client of a write, as a node has them."""
+    network = story.nodes[name].network
+    core = None if network is None else network.core
+    return {} if core is None else core.state.notices.get(write.client.encode(), {})

@@ -8,10 +8,13 @@ version that its writer was told, for that may come back as a condition.
 I1  Items of a node are decided in order of their numbers, without a hole, each once.
 I2  A request that was decided before, by this primary or another of this history, is not decided again. Where its row
     is gone, the node that holds the item says what it has seen of this history; while that is not enough, it waits.
-    Where that will never be enough, the write is in the ledger as one that came too late, unless it has an entry.
+    Where that will never be enough, the write is in the ledger as one that came too late, unless it has an entry; then
+    it stays so, whatever another node may know of the request.
 I3  A request that this history refused was done in the one that the item comes from, or there were no item: its writer
     may have been told either. So what it wrote gets an entry of the ledger, unless it has one. Of a batch that was
     refused in part, that goes for the part.
+I4  What is finally refused is in the log as a write too, be its request decided here or before (LOST): its entry may be
+    all that is left of it, and be cut off by a forced promotion.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from nun.core.proposals.repeats import (
     LATER,
     OPEN,
     REFUSED,
+    UNKNOWN,
     has_passed,
     is_refused,
     may_decide,
@@ -45,7 +49,7 @@ from nun.position import Position
 
 if TYPE_CHECKING:
     from nun.core.network import NetworkCore
-    from nun.core.state import Row
+    from nun.core.state import DatabaseInfo, Row
 
 
 REPLACED: Final = "it was made on a record that has been replaced since"
@@ -75,7 +79,7 @@ class Items:
         position = Position(*seen)
         if not core.state.in_history(position):
             return  # its node follows another history still
-        if verdict in (OPEN, LATER) and self._has_passed(item):
+        if verdict in (OPEN, LATER, UNKNOWN) and self._has_passed(item):
             client = core.state.clients.get(item.client_id)
             if not may_decide(client, origin, verdict, position):
                 return  # its node will know when it has seen more
@@ -101,17 +105,11 @@ class Items:
             return
         highest = max([*item.closes, *(operation.op_id for operation in item.operations)])
         core.stream.clock.observe(highest)
-        if info is None:
-            self._refuse_all(item, None, "its database is gone")
+        if self._has_passed(item) and (verdict != OPEN or self._has_entry(item, info)):
+            self._came_too_late(item, info)
             return
-        if verdict != OPEN and self._has_passed(item):
-            if item.kind == m.CREATE_DATABASE:
-                return  # there is one of that name
-            table = core.tables[info.number]
-            late = [one for one in _writes_of(item) if not _is_there(table, one)]
-            for operation in self._not_told(item, late, info.number):
-                reason = "it came too late to be told from a repeat"
-                core.ledger.refuse(item, operation, info.number, reason)
+        if info is None:
+            self._refuse_all(item, "its database is gone")
             return
         if item.kind == m.RESOLVE:
             self._resolve(item, info.number)
@@ -127,17 +125,50 @@ class Items:
         reason = (
             "it was done in a history that is gone, and the same request was refused in this one"
         )
-        for operation in self._not_told(item, refused, database):
-            core.ledger.refuse(item, operation, database, reason)
+        self._record(item, refused, database, reason)
+
+    def _came_too_late(self, item: Item, info: DatabaseInfo | None) -> None:
+        """Writes that nobody can tell from repeats any more (I2)."""
+        if item.kind == m.CREATE_DATABASE:
+            return  # there is one of that name
+        late = _writes_of(item)
+        if info is not None:
+            table = self._core.tables[info.number]
+            late = [one for one in late if not _is_there(table, one)]
+        reason = "it came too late to be told from a repeat"
+        self._record(item, late, None if info is None else info.number, reason)
+
+    def _has_entry(self, item: Item, info: DatabaseInfo | None) -> bool:
+        """Whether a write of a request that nobody decided came too late before, from another node (I2)."""
+        if info is None:
+            return False
+        writes = _writes_of(item)
+        return len(self._not_told(item, writes, info.number)) < len(writes)
+
+    def _record(
+        self, item: Item, operations: list[Operation], database: int | None, reason: str
+    ) -> None:
+        """Entries for writes of a request that was decided before, or may have been: it gets no outcome (I4)."""
+        untold = self._not_told(item, operations, database)
+        for operation in untold:
+            self._refuse(item, operation, database, reason)
+        if untold and item.decided_at:
+            self._core.stream.add((fx.DECIDED_AT, item.decided_at))
 
     def _not_told(
         self, item: Item, operations: list[Operation], database: int | None
     ) -> list[Operation]:
         """Those without an entry; asked of all before any is written: one batch may write a key twice."""
-        if database is None:
-            return operations
+        if database is None:  # what is told is all there is
+            told = self._core.state.notices.get(item.client_id, {})
+            return [one for one in operations if one.op_id not in told]
         has = self._core.ledger.has_request
         return [one for one in operations if not has(write_of(item, one, database))]
+
+    def _refuse(self, item: Item, operation: Operation, database: int | None, reason: str) -> None:
+        """Finally, and such that it is proposed again should this history be cut off (I4)."""
+        self._core.ledger.refuse(item, operation, database, reason)
+        self._core.stream.add(lost(write_of(item, operation, database or 0)))
 
     def _resolve(self, item: Item, database: int) -> None:
         """A resolution that was accepted in a history that is gone."""
@@ -147,15 +178,21 @@ class Items:
         try:
             done = core.conflicts.resolve(write, operation.base, item.closes, item.client_id.hex())
         except ClaimLost as error:
-            core.ledger.refuse(item, operation, database, error.message)
+            self._refuse(item, operation, database, error.message)
             self._outcome(item, ClaimLost.code, [error.message, operation.key])
         else:
             self._outcome(item, 0, list(done))
 
-    def _refuse_all(self, item: Item, database: int | None, reason: str) -> None:
-        for operation in _writes_of(item):
-            self._core.ledger.refuse(item, operation, database, reason)
-        self._outcome(item, VersionConflict.code, [reason, _writes_of(item)[0].key])
+    def _refuse_all(self, item: Item, reason: str) -> None:
+        """Refuses an item whose database is gone."""
+        answers: list[Any] = []
+        for operation in item.operations:
+            if operation.kind == m.GET:
+                answers.append(operation.argument)
+                continue
+            self._refuse(item, operation, None, reason)
+            answers.append([VersionConflict.code, reason, operation.key])
+        self._answered(item, answers)
 
     def _create(self, item: Item) -> None:
         """A database that the cut history had: made again, with its token."""
@@ -195,8 +232,7 @@ class Items:
                 if code == VersionConflict.code:
                     core.stream.add(lost(write))
             elif reason or reasons:
-                core.ledger.refuse(item, operation, database, reason)
-                core.stream.add(lost(write_of(item, operation, database)))
+                self._refuse(item, operation, database, reason)
                 answers.append([VersionConflict.code, reason, operation.key])
             else:
                 value = operation.argument
@@ -205,6 +241,10 @@ class Items:
                 version = self._write(item, database, operation, old, value)
                 summed = operation.kind == m.INCREMENT
                 answers.append([version, int(value)] if summed else version)
+        self._answered(item, answers)
+
+    def _answered(self, item: Item, answers: list[Any]) -> None:
+        """The outcome of an item, from what became of each of its operations."""
         if item.kind in (m.SET_MANY, m.BATCH):
             self._outcome(item, 0, [pack(answers), *([True] if item.atomic else ())])
         elif is_refusal(answers[0]):

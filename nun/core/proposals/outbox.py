@@ -24,6 +24,8 @@ Items of a node are numbered. They are made of what `local` writes left, and of 
 client writes above the common entry, in log order. What the primary had made itself is not proposed again.
 
 I1  An item carries what its request had: request id, op ids, bases. Whoever decides it stamps nothing anew.
+I2  `since` claims nothing that is not known: of what got an entry of the ledger and no outcome, for its request was
+    decided before, or may have been, it says nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from nun.core import record
 from nun.core.clock import TICK, unix_ms_of
 from nun.errors import WireError
 from nun.limits import DECIDED_AT_MAX, VERSION_MAX
-from nun.position import Position
+from nun.position import NOTHING, Position
 
 _CHANGES: Final = (
     fx.PUT,
@@ -184,10 +186,13 @@ def items_of_entries(
     for position, effects in entries:
         before: list[fx.Effect] = []
         for effect in effects:
-            if effect[0] != fx.OUTCOME:
+            if effect[0] not in (fx.OUTCOME, fx.OUTBOX):
                 before.append(effect)
                 continue
-            item = _item_of(before, effect, names, common)
+            if effect[0] == fx.OUTCOME:
+                item = _item_of(before, effect, names, common)
+            else:
+                item = _recorded(before)
             told = [one[1] for one in before if one[0] == fx.DECIDED_AT]
             earlier = map(_position, told[0] if told else ())
             before = []
@@ -234,7 +239,10 @@ def _item_of(
         operations = _in_order(result[m.BATCH], operations)
     elif batch:
         operations = _with_gaps(unpack(result[0]), op_id, operations)
-    name = names.get(database, "").encode()
+    if database in names:
+        name = names[database].encode()
+    else:
+        name = _told_of(effects).get(b"database", b"")
     return Item(
         client_id,
         number,
@@ -247,6 +255,40 @@ def _item_of(
         bound_ms,
         common,
     )
+
+
+def _recorded(effects: list[fx.Effect]) -> Item | None:
+    """Writes of an item that got entries of the ledger, and no outcome; None where there are none (I2)."""
+    told = _told_of(effects)
+    if not told:
+        return None
+    lost = [effect for effect in effects if effect[0] == fx.LOST]
+    operations = [operation for effect in lost for operation in _operations(effect)]
+    at_ms, bound_ms = lost[0][7:]
+    kind = m.BATCH if len(operations) > 1 else operations[0].kind
+    # Whether a batch was all or nothing nobody can tell any more: so it is.
+    return Item(
+        told[b"client_id"],
+        told[b"request"],
+        0,
+        told[b"database"],
+        kind,
+        kind == m.BATCH,
+        operations,
+        at_ms,
+        bound_ms,
+        NOTHING,
+    )
+
+
+def _told_of(effects: list[fx.Effect]) -> dict[bytes, Any]:
+    """What the writer was told of writes that were finally refused: it names them; empty where none was."""
+    lost = {effect[6] for effect in effects if effect[0] == fx.LOST}
+    for effect in effects:
+        if effect[0] == fx.NOTICE and effect[2] in lost:
+            told: dict[bytes, Any] = unpack(effect[3])
+            return told
+    return {}
 
 
 def is_atomic(result: Any) -> bool:

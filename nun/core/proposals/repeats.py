@@ -7,7 +7,7 @@ would tell is dropped (NodeState, I2). The item's own node sees every entry; it 
     item that an entry decided which this history holds (again)  ->  DONE
 
 I1  OPEN only if no entry of this history decided the request, and none can but as an item of another node: its
-    client's floor is above its number. The primary looks whether one did since (`may_decide`).
+    client's floor is above its number. The primary looks whether one did since (`may_decide`), for UNKNOWN too.
 I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess. Where it was decided
     before it was cut off tells even so: after a forced promotion its node may come back, by a copy, to what it left. So
     does the row of the request, and that there is none as long as its client had not gone on: a copy brings rows.
@@ -92,7 +92,7 @@ def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Posit
     """Whether the verdict of a node that had seen the history up to there still holds for a request below the floor."""
     known = {} if client is None else client.late
     late = (seq for node, seq in known.items() if node != origin)
-    return verdict == OPEN and max(late, default=0) <= seen.seq
+    return verdict != LATER and max(late, default=0) <= seen.seq
 
 
 def is_refused(status: int) -> bool:
