@@ -32,6 +32,7 @@ from nun.core.keyspace import Table
 from nun.core.proposals.outbox import Item, Operation, decode_item
 from nun.core.proposals.repeats import (
     DONE,
+    GONE,
     LATER,
     OPEN,
     REFUSED,
@@ -109,7 +110,7 @@ class Items:
             self._came_too_late(item, info)
             return
         if info is None:
-            self._refuse_all(item, "its database is gone")
+            self._refuse_all(item, GONE)
             return
         if item.kind == m.RESOLVE:
             self._resolve(item, info.number)
@@ -336,7 +337,7 @@ def _refused_in(row: Row | None, item: Item) -> list[Operation]:
     """Which writes of an item were refused when its request was decided in this history."""
     if row is None:
         return []
-    if is_refused(row.status):
+    if is_refused(row.status, row.result):
         return _writes_of(item)
     parts = parts_of(row.status, row.result)
     return refused_of(item, parts) if parts else []

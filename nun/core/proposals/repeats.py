@@ -11,6 +11,7 @@ I1  OPEN only if no entry of this history decided the request, and none can but 
 I2  What cannot be known, since the log no longer reaches back to p, is UNKNOWN; never a guess. Where it was decided
     before it was cut off tells even so: after a forced promotion its node may come back, by a copy, to what it left. So
     does the row of the request, and that there is none as long as its client had not gone on: a copy brings rows.
+    What was refused since its database was gone is DONE.
 I3  Of a batch that was refused in part, that part alone is proposed, as REFUSED: the rest is DONE.
 """
 
@@ -34,6 +35,9 @@ OPEN: Final = 1
 DONE: Final = 2
 LATER: Final = 3  # not decided so far; whether it may still be, the floor does not show yet
 REFUSED: Final = 4  # DONE, and it was refused
+
+# Why an item is refused whose database is gone. Its writer is told, with the value, once: there is no ledger to ask.
+GONE: Final = "its database is gone"
 
 Request = tuple[bytes, int]  # client id, number
 Outcome = tuple[int, Any]  # status, result
@@ -95,9 +99,12 @@ def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Posit
     return verdict != LATER and max(late, default=0) <= seen.seq
 
 
-def is_refused(status: int) -> bool:
-    """Whether the outcome of a request says that it changed nothing, and is kept nowhere."""
-    return status not in (0, ConflictPending.code)
+def is_refused(status: int, result: Any) -> bool:
+    """Whether the outcome of a request says that it changed nothing, and is kept nowhere, nor told with its value."""
+    if status in (0, ConflictPending.code):
+        return False
+    told = isinstance(result, list) and result[:1] in ([GONE], [GONE.encode()])
+    return not told
 
 
 def parts_of(status: int, result: Any) -> Parts:
@@ -111,7 +118,7 @@ def parts_of(status: int, result: Any) -> Parts:
 
 
 def _part_of(answer: Any) -> Part:
-    if is_refusal(answer) and is_refused(answer[0]):
+    if is_refusal(answer) and is_refused(answer[0], answer[1:]):
         return answer[2] or b""
     return answer is not None
 
@@ -178,7 +185,7 @@ class Repeats:
         numbers = self._waiting.get(request)
         if numbers is None:
             return
-        known = (REFUSED if is_refused(status) else DONE, parts_of(status, result))
+        known = (REFUSED if is_refused(status, result) else DONE, parts_of(status, result))
         for number in numbers:
             self._done[number] = known
 

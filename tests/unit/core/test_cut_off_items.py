@@ -156,14 +156,31 @@ def test_what_was_refused_for_its_database_is_gone_is_proposed_again(
     common = primary.core.state.position
     assert common is not None
     item = batch_of(primary, *(bytes([key]) for key in keys), atomic=atomic)
-    for number in (1, 2):  # and once
-        decide(primary, number, encode_item(item), verdict=verdict)
+    decide(primary, 1, encode_item(item), verdict=verdict)
+    seen = [one.op_id for one in item.operations]
+    write(primary.client(client_id=CLIENT), m.OUTCOMES_SEEN, seen)
+    primary.sync()
+    decide(primary, 2, encode_item(item), verdict=verdict)  # and once
     effects = [effect for frame in primary.frames[sent:] for effect in fx.decode_entry(frame)[1]]
     told = [effect[2] for effect in effects if effect[0] == fx.NOTICE]
-    assert told == [one.op_id for one in item.operations]
+    assert told == seen
     [again] = made_again(primary, sent)
     decided_at = (common._replace(seq=sent + 1), GONE)
     assert again == item._replace(since=common, decided_at=decided_at)
+
+
+@pytest.mark.parametrize("keys", [b"a", b"ab"])
+def test_a_node_that_saw_that_an_item_had_lost_its_database_calls_it_done(
+    cluster: Cluster, keys: bytes
+) -> None:
+    primary = cluster.primary
+    write(primary.client(), m.DROP_DATABASE, "d")
+    item = batch_of(primary, *(bytes([key]) for key in keys))._replace(decided_at=())
+    known = Repeats(primary.core.state, Held())
+    known.add(1, item)
+    decide(primary, 1, encode_item(item))
+    known.look_at(fx.decode_entry(primary.frames[-1])[1])
+    assert known.judged(1, encode_item(item)) == (DONE, encode_item(item))
 
 
 def test_of_what_came_too_late_for_its_database_too_nothing_is_known(cluster: Cluster) -> None:
