@@ -14,6 +14,7 @@ from actors import sockets
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.core import effects as fx
 from nun.core.history import common_seq
 from nun.core.proposals.outbox import items_of_entries
 from nun.core.state import NodeState
@@ -184,7 +185,8 @@ class Keeping:
         writer.loop.forget(writer.stream)
         if last_seq <= common:
             return
-        count = self._propose_again(self._state_at(last_seq), common, last_seq)
+        state, names = self._state_at(last_seq)
+        count = self._propose_again(state, names, common, last_seq)
         writer.oplog.truncate_after(common)
         self._outdated = f"the log was cut back to {common}"
         writer.log.warning("cut", common=common, last=last_seq, proposed_again=count)
@@ -207,13 +209,13 @@ class Keeping:
         writer.loop.forget(writer.stream)
         if not writer.oplog.first_seq:
             return
-        state = self._state_at(last_seq)
+        state, names = self._state_at(last_seq)
         there = 0 if brought.position is None else brought.position.seq
         common = common_seq(state.epochs, last_seq, brought.epochs, there)
         if last_seq <= common:
             return
         first = max(common + 1, writer.oplog.first_seq)
-        count = self._propose_again(state, first - 1, last_seq)
+        count = self._propose_again(state, names, first - 1, last_seq)
         writer.log.warning(
             "given_up_for_a_copy",
             common=common,
@@ -222,22 +224,33 @@ class Keeping:
             proposed_again=count,
         )
 
-    def _state_at(self, last_seq: int) -> NodeState:
-        """What files and log hold up to an entry, but for the records."""
+    def _state_at(self, last_seq: int) -> tuple[NodeState, dict[int, str]]:
+        """What files and log hold up to an entry, but for the records; and all databases that there were on the way.
+
+        One that was dropped may be there still in the history that is followed from now on.
+        """
         disk = self._writer.directory.disk
         found = read_state(disk)
         state = NodeState() if found is None else found[0]
         files_seq = 0 if state.position is None else state.position.seq
+        names: dict[int, str] = {}
         for position, effects in entries(LogReader(disk), files_seq + 1, last_seq):
+            if any(effect[0] == fx.DROP_DATABASE for effect in effects):
+                names |= _names_in(state)
             state.apply(position, effects)
-        return state
+        return state, names | _names_in(state)
 
-    def _propose_again(self, state: NodeState, common: int, last_seq: int) -> int:
+    def _propose_again(
+        self, state: NodeState, names: dict[int, str], common: int, last_seq: int
+    ) -> int:
         """Makes the client writes of the log above `common` items of the outbox, durably; how many they are."""
-        names = {number: info.name for number, info in state.databases.items()}
         epoch_there = state.epoch_of(common)
         end = NOTHING if epoch_there is None else Position.at(epoch_there, common)
         reader = LogReader(self._writer.directory.disk)
         items = items_of_entries(entries(reader, common + 1, last_seq), names, end)
         self.outbox.add(items)
         return len(items)
+
+
+def _names_in(state: NodeState) -> dict[int, str]:
+    return {number: info.name for number, info in state.databases.items()}

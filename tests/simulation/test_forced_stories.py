@@ -134,3 +134,19 @@ def told_of(story: Story, name: str, write: Write) -> dict[int, bytes]:
     network = story.nodes[name].network
     core = None if network is None else network.core
     return {} if core is None else core.state.notices.get(write.client.encode(), {})
+
+
+def test_what_was_written_before_a_drop_that_is_cut_off_with_it_is_done_where_the_database_is(
+    story: Story,
+) -> None:
+    primary = story.at("node1")
+    story.put(primary, "kept", "1", m.ACK_ALL)
+    story.cut("node3")
+    written = story.put(primary, "k", "mine", m.ACK_MAJORITY)
+    ending, _ = story.ask(primary, ops.drop_database("d"))
+    assert ending == "done"
+    story.promoted("node3", force=True)
+    story.put(story.at("node3"), "other", "there")
+    story.same()
+    assert story.get(story.at("node3"), "k") == "mine"
+    assert standing(story, "k") == {written.op_id}
