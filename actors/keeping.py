@@ -187,6 +187,8 @@ class Keeping:
             return
         state, names = self._state_at(last_seq)
         count = self._propose_again(state, names, common, last_seq)
+        if common and writer.oplog.first_seq > common:
+            copying.begin_log_anew(writer.directory.disk)
         writer.oplog.truncate_after(common)
         self._outdated = f"the log was cut back to {common}"
         writer.log.warning("cut", common=common, last=last_seq, proposed_again=count)

@@ -3,7 +3,8 @@
     copy/PLAN     CRC-32 of the rest; msgpack [copy id, [[file, bytes], ...]]: a copy is being received; its files lie
                   beside, as far as they have come, each part synced
     copy/READY    the same file under its other name: all is here and checked. That rename is the commit
-    copy/TAKEN    the files stand in their place; the log begins anew behind them
+    copy/TAKEN    the files stand in their place; the log begins anew behind them. Empty, and alone, where the
+                  log was cut back to where the node's own files end
 
 A start that finds READY moves the files over the old ones, removes what the copy does not have and the whole log, and
 renames READY to TAKEN: any of these steps may be done twice. TAKEN tells that a log without entries is no loss; it goes
@@ -179,8 +180,15 @@ def finish(disk: Disk) -> bool:
     return True
 
 
+def begin_log_anew(disk: Disk) -> None:
+    """Durably: from now on a log without entries is no loss, for the files end where the log is to be cut back to."""
+    disk.open(TAKEN, create=True).close()
+    disk.sync_names(FOLDER)
+    disk.sync_names()
+
+
 def was_taken(disk: Disk) -> bool:
-    """Whether the files are a copy, and the log need not reach as far as they do."""
+    """Whether the files are a copy, or all of the log behind them was cut: it need not reach as far as they do."""
     return disk.exists(TAKEN)
 
 

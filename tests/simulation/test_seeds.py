@@ -89,6 +89,12 @@ FOUND_WITH_WIPES = {
     317: "a late answer gave a new directory the number of the one that it had taken the place of",
 }
 
+# As those, of lives in which databases come and go.
+FOUND_WITH_DROPS = {
+    162103: "a node whose log was cut back to where its files end did not start again",
+    162305: "a write whose database was gone was told to its writer twice, where two nodes had it",
+}
+
 
 def lives(first: int, count: int, kind: type[Simulation]) -> list[str]:
     """What failed among these seeds."""
@@ -173,6 +179,12 @@ def test_a_seed_that_found_something(seed: int) -> None:
 def test_a_seed_with_conflicts_that_found_something(seed: int) -> None:
     result = run(seed, kind=ConflictSimulation)
     assert result.error is None, f"{FOUND_WITH_CONFLICTS[seed]}: {result.error}\n{result.trace(15)}"
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_DROPS)
+def test_a_seed_with_drops_that_found_something(seed: int) -> None:
+    result = run(seed, kind=DroppingSimulation)
+    assert result.error is None, f"{FOUND_WITH_DROPS[seed]}: {result.error}\n{result.trace(15)}"
 
 
 @pytest.mark.parametrize("seed", FOUND_WITH_WIPES)

@@ -11,6 +11,7 @@ from nun.core import effects as fx
 from nun.errors import DamagedFile, StorageError
 from nun.position import Position
 from storage import copying
+from storage import segment as seg
 from storage.disk import Disk, RealDisk
 from storage.oplog import LogReader, Oplog
 from storage.recovery import load
@@ -191,3 +192,42 @@ def test_a_crash_at_every_call_leaves_the_old_or_the_new(how: How) -> None:
         copying.finish(after)
         found = records(after)
         assert found in (records(source), old), call
+
+
+@pytest.mark.parametrize("how", ["done", "not_done", "torn"])
+def test_a_log_that_is_cut_back_to_where_the_files_end_is_no_loss(how: How) -> None:
+    """Whatever crashes: what the files hold is there, and no segment but with the leave to be without."""
+
+    def begun(seed: int = 0) -> tuple[SimDisk, Oplog]:
+        disk = SimDisk(seed)
+        filled(disk, "own", 6)
+        for name in disk.names(seg.FOLDER):
+            disk.remove(f"{seg.FOLDER}/{name}")
+        log = Oplog.open(disk, 4096, 10**6)
+        log.start_after(Position(1, 1, 1, 3))
+        for seq in (4, 5):
+            position = Position(1, 1, 1, seq)
+            put = (fx.PUT, 1, seq << 60, 1, 0, b"later", b"%d" % seq)
+            log.append([(position, fx.encode_entry(position, [put]))])
+            log.sync()
+        return disk, log
+
+    def work(disk: SimDisk, log: Oplog) -> None:
+        copying.begin_log_anew(disk)
+        log.truncate_after(3)
+
+    whole, log = begun()
+    before = whole.calls
+    work(whole, log)
+    held = records(whole)
+    assert copying.was_taken(whole)
+    assert b"later" not in held["own"]
+    for call in range(1, whole.calls - before + 1):
+        disk, log = begun(call)
+        disk.crash_after(call, how)
+        with pytest.raises(Crashed):
+            work(disk, log)
+        after = disk.crash(random.Random(call))
+        found = records(after)
+        found["own"].pop(b"later", None)
+        assert found == held, call
