@@ -22,6 +22,7 @@ from nun.errors import StorageError
 from nun.position import NOTHING, Epoch, Position
 from storage import copying
 from storage.directory import Identity
+from storage.disk import Disk
 from storage.manifest import read_state
 from storage.oplog import LogReader
 from storage.outbox import Outbox
@@ -185,7 +186,7 @@ class Keeping:
         writer.loop.forget(writer.stream)
         if last_seq <= common:
             return
-        state, names = self._state_at(last_seq)
+        state, names = state_at(writer.directory.disk, last_seq)
         count = self._propose_again(state, names, common, last_seq)
         if common and writer.oplog.first_seq > common:
             copying.begin_log_anew(writer.directory.disk)
@@ -211,7 +212,7 @@ class Keeping:
         writer.loop.forget(writer.stream)
         if not writer.oplog.first_seq:
             return
-        state, names = self._state_at(last_seq)
+        state, names = state_at(writer.directory.disk, last_seq)
         there = 0 if brought.position is None else brought.position.seq
         common = common_seq(state.epochs, last_seq, brought.epochs, there)
         if last_seq <= common:
@@ -226,22 +227,6 @@ class Keeping:
             proposed_again=count,
         )
 
-    def _state_at(self, last_seq: int) -> tuple[NodeState, dict[int, str]]:
-        """What files and log hold up to an entry, but for the records; and all databases that there were on the way.
-
-        One that was dropped may be there still in the history that is followed from now on.
-        """
-        disk = self._writer.directory.disk
-        found = read_state(disk)
-        state = NodeState() if found is None else found[0]
-        files_seq = 0 if state.position is None else state.position.seq
-        names: dict[int, str] = {}
-        for position, effects in entries(LogReader(disk), files_seq + 1, last_seq):
-            if any(effect[0] == fx.DROP_DATABASE for effect in effects):
-                names |= _names_in(state)
-            state.apply(position, effects)
-        return state, names | _names_in(state)
-
     def _propose_again(
         self, state: NodeState, names: dict[int, str], common: int, last_seq: int
     ) -> int:
@@ -254,5 +239,17 @@ class Keeping:
         return len(items)
 
 
-def _names_in(state: NodeState) -> dict[int, str]:
-    return {number: info.name for number, info in state.databases.items()}
+def state_at(disk: Disk, last_seq: int) -> tuple[NodeState, dict[int, str]]:
+    """What files and log hold up to an entry, but for the records; and all databases that there were on the way.
+
+    One that was dropped may be there still in the history that is followed from now on; or it is made again there, for
+    that it was made is proposed again, though one entry made and dropped it.
+    """
+    found = read_state(disk)
+    state = NodeState() if found is None else found[0]
+    names = {number: info.name for number, info in state.databases.items()}
+    files_seq = 0 if state.position is None else state.position.seq
+    for position, effects in entries(LogReader(disk), files_seq + 1, last_seq):
+        names |= {one[1]: one[2].decode() for one in effects if one[0] == fx.DATABASE}
+        state.apply(position, effects)
+    return state, names

@@ -267,10 +267,13 @@ class AdminRequests:
         self._done(session, number, floor, info.number)
 
     def database_dropped(self, number: int) -> None:
-        """Forgets the records of a database and whoever looks at them; the state has it still."""
+        """Forgets the records of a database and whoever looks at them; the state has it still.
+
+        Or not yet: a replica may get one entry that makes it and drops it, and nobody has looked at it then.
+        """
         core = self._core
         info = core.state.databases.get(number)
-        if info is None or core.tables.pop(number, None) is None:
+        if core.tables.pop(number, None) is None or info is None:
             return
         for watch in core.watches.end_database(number, info.name):
             for other in core.sessions.values():
