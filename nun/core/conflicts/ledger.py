@@ -278,8 +278,13 @@ class Ledger:
         return table is not None and record.is_live(table.records.get(entry_key(key, op_id)))
 
     def has_request(self, write: Write) -> bool:
-        """Whether a write has an entry, be it under another op id of its request."""
+        """Whether a write has an entry, be it under another op id of its request.
+
+        One of its own op id is its own: of an increment that was displaced it has what that came to.
+        """
         table = self._core.tables[write.database]
+        if self.has(write.database, write.key, write.op_id):
+            return True
         for place in table.entries(entry_key(write.key, 0)[:-1]):
             packed = table.records.get(place)
             if packed is None or head_of(packed) is None or key_and_op_id(place)[0] != write.key:

@@ -8,6 +8,7 @@ from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack
 from nun.core import effects as fx
+from nun.core.conflicts.ledger import DECIDED, write_of
 from nun.core.proposals.outbox import (
     Item,
     Operation,
@@ -16,6 +17,7 @@ from nun.core.proposals.outbox import (
     items_of_entries,
 )
 from nun.core.proposals.repeats import DONE, LATER, OPEN, REFUSED, UNKNOWN, Held, Repeats
+from nun.core.record import UNKNOWN_BASE
 from nun.limits import DECIDED_AT_MAX
 from nun.position import NOTHING, Epoch, Position
 from tests.support.replicas import Cluster, NodeDriver
@@ -270,3 +272,22 @@ def test_nothing_is_done_twice_that_came_too_late_and_is_proposed_again(cluster:
         decided = {(CLIENT, 3): (0, [1, 1])} if not seen_from else {}
         known = Repeats(primary.core.state, Held(2, [(1, data)], seen_from, decided))
         assert known.judged(1, data)[0] == verdict
+
+
+def test_what_the_ledger_has_as_what_it_came_to_is_not_lost_once_more(cluster: Cluster) -> None:
+    """A fallback displaced what an increment had come to: the entry has that value, under its op id."""
+    primary = cluster.primary
+    go_on(primary, 9)
+    item = batch_of(primary, b"n")
+    one = item.operations[0]._replace(kind=m.INCREMENT, argument=1)
+    item = item._replace(kind=m.INCREMENT, operations=[one])
+    came_to = write_of(item, one, 1)._replace(kind=m.SET, argument=b"7", base=UNKNOWN_BASE)
+    primary.core.ledger.close_at_once(came_to, DECIDED, "displaced", None)
+    primary.core.close()
+    primary.perform()
+    primary.sync()
+    sent = len(primary.frames)
+    decide(primary, 1, encode_item(item), verdict=UNKNOWN)
+    assert [entry["state"] for entry in ledger(primary)] == [DECIDED]
+    _, effects = fx.decode_entry(primary.frames[sent])
+    assert effects == [[fx.OUTBOX, 2, 1]]
