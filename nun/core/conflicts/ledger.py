@@ -280,10 +280,11 @@ class Ledger:
     def has_request(self, write: Write) -> bool:
         """Whether a write has an entry, be it under another op id of its request.
 
-        One of its own op id is its own: of an increment that was displaced it has what that came to.
+        One of its own op id is its own: of an increment that was displaced it has what that came to. Where that was
+        cleaned away, its writer was told long ago.
         """
         table = self._core.tables[write.database]
-        if self.has(write.database, write.key, write.op_id):
+        if entry_key(write.key, write.op_id) in table.records:
             return True
         for place in table.entries(entry_key(write.key, 0)[:-1]):
             packed = table.records.get(place)

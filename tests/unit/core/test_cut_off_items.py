@@ -228,15 +228,27 @@ def test_what_was_refused_is_no_part_of_the_request_that_is_decided_next(cluster
     ]
 
 
-def test_what_came_too_late_from_one_node_is_not_done_for_another(cluster: Cluster) -> None:
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_what_came_too_late_from_one_node_is_not_done_for_another(
+    cluster: Cluster, cleaned: bool
+) -> None:
     """That one has seen all of this history, and no decision: there was none, but an entry of the ledger."""
     primary = cluster.primary
     go_on(primary, 9)
     item = batch_of(primary, b"a")
     decide(primary, 1, encode_item(item), verdict=UNKNOWN)
+    assert [entry["op_id"] for entry in ledger(primary)] == [item.op_id]
+    if cleaned:
+        primary.core.unix_ms += 1_000 * int(primary.settings.conflicts.resolved_retention_s) + 1_000
+        primary.core.conflicts.clean(10)
+        primary.core.close()
+        primary.perform()
+        primary.sync()
+    sent = len(primary.frames)
     decide(primary, 1, encode_item(item), verdict=OPEN, origin=3)
     assert value_of(primary, b"a") is None
-    assert [entry["op_id"] for entry in ledger(primary)] == [item.op_id]
+    _, effects = fx.decode_entry(primary.frames[sent])
+    assert effects == [[fx.OUTBOX, 3, 1]]
 
 
 def test_what_was_just_done_for_another_node_is_not_called_too_late(cluster: Cluster) -> None:
