@@ -161,9 +161,11 @@ class Keeping:
             self._writer.snapshotting.ask(None, False, lambda *_: self._tell_held(ticket, seconds))
 
     def _tell_held(self, ticket: int, seconds: float) -> None:
-        self._held_until = time.monotonic() + seconds
+        """Of files that are not there, since a snapshot found no room, none are held: the next who asks has another."""
         writer = self._writer
         copy_id, files = copying.files_of(writer.directory.disk)
+        if files:
+            self._held_until = time.monotonic() + seconds
         self.tell((pm.HELD, ticket, copy_id, writer.snapshots.position, files))
 
     def _promise(self, reign: int, number: int) -> None:

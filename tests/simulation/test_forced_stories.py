@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from nun import messages as m
 from nun.client import operations as ops
+from nun.config import Config
 from nun.core import record
 from nun.core.conflicts import ledger
 from tests.simulation.test_stories import (
@@ -150,3 +152,29 @@ def test_what_was_written_before_a_drop_that_is_cut_off_with_it_is_done_where_th
     story.same()
     assert story.get(story.at("node3"), "k") == "mine"
     assert standing(story, "k") == {written.op_id}
+
+
+class Unsaved(Story):
+    """A cluster that is so young that nobody has taken a snapshot, nor does."""
+
+    def _config(self, i: int, count: int) -> Config:
+        config = super()._config(i, count)
+        return replace(config, storage=replace(config.storage, snapshot_interval_s=0.0))
+
+
+def test_a_copy_is_given_as_soon_as_there_is_room_for_the_snapshot_that_it_needs() -> None:
+    """While there was none, no files were held that could keep the next one from being taken."""
+    for story in begun(Unsaved(seed=1, nodes=3)):
+        story.put(story.at("node1"), "kept", "1", m.ACK_ALL)
+        story.cut("node2")
+        story.put(story.at("node1"), "k", "settled", m.ACK_MAJORITY)
+        primary, other = story.nodes["node2"], story.nodes["node3"]
+        story.run(1)  # node3 hears that it is
+        story.promoted("node2", force=True)
+        primary.disk.fill()
+        for source, target in sorted(story.wires.blocked):
+            story.wires.unblock(source, target)
+        story.until(lambda: other.replicator.core.following.state == "filling", "it wants a copy")
+        story.run(3)
+        story.same()
+        assert story.get(story.at("node2"), "k") == "settled"
