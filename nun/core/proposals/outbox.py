@@ -179,13 +179,17 @@ def items_of_entries(
     """The client writes of entries that were cut off, in their order.
 
     Args:
-        names: the databases by number, as the history with these entries has them.
+        names: the databases by number, as the history with these entries has them; of those that these entries make
+            they tell themselves, for they may have dropped them too.
         common: the last position before them.
     """
     items = []
+    names = dict(names)
     for position, effects in entries:
         before: list[fx.Effect] = []
         for effect in effects:
+            if effect[0] == fx.DATABASE:
+                names[effect[1]] = _text(effect[2])
             if effect[0] not in (fx.OUTCOME, fx.OUTBOX):
                 before.append(effect)
                 continue
@@ -200,6 +204,10 @@ def items_of_entries(
                 decided_at = (position, *earlier)[:DECIDED_AT_MAX]
                 items.append(encode_item(item._replace(decided_at=decided_at)))
     return items
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _item_of(
