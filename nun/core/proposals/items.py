@@ -159,12 +159,16 @@ class Items:
     def _not_told(
         self, item: Item, operations: list[Operation], database: int | None
     ) -> list[Operation]:
-        """Those without an entry; asked of all before any is written: one batch may write a key twice."""
-        if database is None:  # what is told is all there is
-            told = self._core.state.notices.get(item.client_id, {})
-            return [one for one in operations if one.op_id not in told]
+        """Those without an entry; asked of all before any is written: one batch may write a key twice.
+
+        What is told is all there is of those whose database is gone, be there another one of its name by now.
+        """
+        told = self._core.state.notices.get(item.client_id, {})
+        left = [one for one in operations if one.op_id not in told]
+        if database is None:
+            return left
         has = self._core.ledger.has_request
-        return [one for one in operations if not has(write_of(item, one, database))]
+        return [one for one in left if not has(write_of(item, one, database))]
 
     def _refuse(self, item: Item, operation: Operation, database: int | None, reason: str) -> None:
         """Finally, and such that it is proposed again should this history be cut off (I4)."""

@@ -303,3 +303,20 @@ def test_what_the_ledger_has_as_what_it_came_to_is_not_lost_once_more(cluster: C
     assert [entry["state"] for entry in ledger(primary)] == [DECIDED]
     _, effects = fx.decode_entry(primary.frames[sent])
     assert effects == [[fx.OUTBOX, 2, 1]]
+
+
+def test_what_was_told_is_told_once_though_another_database_has_that_name_now(
+    cluster: Cluster,
+) -> None:
+    """Its entry of the ledger is gone with the one that was dropped; its writer has not looked at the notice yet."""
+    primary = cluster.primary
+    go_on(primary, 9)
+    item = batch_of(primary, b"a")
+    decide(primary, 1, encode_item(item), verdict=UNKNOWN)
+    write(primary.client(), m.DROP_DATABASE, "d")
+    cluster.carry()
+    cluster.database()
+    sent = len(primary.frames)
+    decide(primary, 1, encode_item(item), verdict=UNKNOWN, origin=3)
+    _, effects = fx.decode_entry(primary.frames[sent])
+    assert effects == [[fx.OUTBOX, 3, 1]]
