@@ -11,6 +11,7 @@ from nun.core import effects as fx
 from tests.simulation.arbiters import Arbiter, Claims, check_merged
 from tests.simulation.client import outcome
 from tests.simulation.conflicting import ConflictWorker, check_bases, check_sets, options_of
+from tests.simulation.ledger import doubtful
 from tests.simulation.model import Model
 from tests.simulation.oracle import changes_of_items
 from tests.simulation.process import Failed
@@ -120,6 +121,6 @@ class ConflictSimulation(Simulation):
             for effect in self.oracle.effects[position]
             if effect[0] == fx.OUTCOME
         }
-        check_sets(self.writes, model, values, done)
+        check_sets(self.writes, model, values, done, doubtful(model))
         states = Counter(f"entry {entry['state']}" for entry in model.entries.values())
         self.tally += states

@@ -109,7 +109,9 @@ class Faults:
 
     def _isolate(self) -> None:
         """One node is cut off from all others."""
-        node = self._node().name
+        self._cut_off(self._node().name)
+
+    def _cut_off(self, node: str) -> None:
         for other in self.simulation.names:
             if other != node:
                 self._cut(node, other)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.dropping import DroppingSimulation
+from tests.simulation.forcing import forced
 from tests.simulation.simulation import STEPS, Simulation, run
 from tests.simulation.wiping import WipingSimulation
 
@@ -35,6 +36,8 @@ def live(seed: int, chosen: argparse.Namespace) -> Life:
         kind = WipingSimulation
     if chosen.drops:
         kind = DroppingSimulation
+    if chosen.forced:
+        kind = forced(kind)
     keep = _TRACED if chosen.trace else 4_000
     began = time.monotonic()
     result = run(seed, chosen.nodes, chosen.steps, keep, kind)
@@ -74,10 +77,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--conflicts", action="store_true", help="a life with conflicts")
     parser.add_argument("--drops", action="store_true", help="as that, and databases come and go")
     parser.add_argument("--wipes", action="store_true", help="a life in which disks are lost")
+    parser.add_argument("--forced", action="store_true", help="and many promotions are forced")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--quiet", action="store_true", help="print only what fails")
     chosen = parser.parse_args(arguments)
-    kinds = ("conflicts", "drops", "wipes")
+    kinds = ("conflicts", "drops", "wipes", "forced")
     how = "".join(f" --{kind}" for kind in kinds if getattr(chosen, kind))
     failed: list[Life] = []
     began = time.monotonic()

@@ -8,7 +8,9 @@ M2  A key goes in conflict over what it holds, with one entry; it is in conflict
 M3  Entries are closed from the oldest on: by a resolution those that it names, of the record that it was shown, and
     the increments next to them; by an expiry those that are due, as the fallback says. The value is what they come to.
 M4  Over a whole conflict the version goes up by one; between, it stays.
-M5  An entry that was opened or closed stays so; one notice for its writer comes with the end, and none before.
+M5  An entry that was opened or closed stays so; one notice for its writer comes with the end, and none before. Of what
+    has no entry, since its database is gone, nobody knows that it was told once its writer has dealt with that: where a
+    promotion was forced, so that two nodes may have it, it may be told again.
 M6  A write whose value a fallback displaces, unseen by the one that it chooses, has an entry from the same moment on.
 M7  One write of a key has one entry. When that has been cleaned away it may have another: its request came again as one
     that was acknowledged before it was decided, and is refused.
@@ -55,6 +57,9 @@ class Closing:
 class Model:
     """See the module's docstring.
 
+    Args:
+        forced: a promotion was.
+
     Attributes:
         records: what each key holds.
         queues: the open entries of each key in conflict.
@@ -64,13 +69,15 @@ class Model:
         dropped: databases that are gone -> how many entries were open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forced: bool = False) -> None:
+        self.forced = forced
         self.records: dict[Key, bytes] = {}
         self.queues: dict[Key, list[int]] = {}
         self.entries: dict[Key, dict[str, Any]] = {}
         self.closings: list[Closing] = []
         self.notices: Counter[tuple[str, int]] = Counter()
         self.dropped: dict[int, int] = {}
+        self._bare: set[tuple[bytes, int]] = set()  # told without an entry
         self.rules: dict[int, Rules] = {}
         self._at = Position(0, 0, 0, 0)
         self._written_at: dict[
@@ -148,6 +155,8 @@ class Model:
                 self.fail("P7", f"{client} is not told that {entry} is gone with its database")
         self.dropped[database] = len(waiting)
         self.closings = [closing for closing in self.closings if closing.key[0] != database]
+        gone = [entry for place, entry in self.entries.items() if place[0] == database]
+        self._bare |= {(bytes.fromhex(entry["client_id"]), entry["op_id"]) for entry in gone}
         for held in (self.records, self.queues, self.entries):
             for place in [place for place in held if place[0] == database]:
                 del held[place]
@@ -251,10 +260,13 @@ class Model:
         # What a fallback had chosen is nobody's request, and may be displaced as often as one chooses.
         write = (place[0], client, told["request"] if client else told["op_id"], told["key"])
         before = self._told.get(write)
+        cleaned = self.forced and before == place  # or `standing` would be what it was
         if before is not None and (
-            record.is_live(self.records.get(before)) or told["state"] != REFUSED
+            (record.is_live(self.records.get(before)) and not cleaned) or told["state"] != REFUSED
         ):
             self.fail("P7", f"two entries for one write: {self.entries[before]}, {told}")
+        if cleaned:
+            self.notices.pop((bytes.fromhex(client).decode(), told["op_id"]), None)
         self._told[write] = place
 
     def _begin_closing(self, place: Key, old: bytes, new: bytes) -> None:
@@ -362,6 +374,11 @@ class Model:
         _, client, op_id, notice = effect
         told = unpack(notice)
         self.notices[client.decode(), op_id] += 1
+        if self.forced:
+            if (client, op_id) in self._bare or b"entry" not in told:
+                self.notices[client.decode(), op_id] = 1
+            if b"entry" not in told:
+                self._bare.add((client, op_id))
         if self.notices[client.decode(), op_id] > 1:
             self.fail("P7", f"{client!r} is told twice of {op_id}")
         if b"entry" not in told:  # there is no place for one: its database is gone, or goes

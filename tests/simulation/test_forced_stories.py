@@ -162,19 +162,25 @@ class Unsaved(Story):
         return replace(config, storage=replace(config.storage, snapshot_interval_s=0.0))
 
 
-def test_a_copy_is_given_as_soon_as_there_is_room_for_the_snapshot_that_it_needs() -> None:
+@pytest.fixture
+def unsaved() -> Iterator[Unsaved]:
+    yield from begun(Unsaved(seed=1, nodes=3))
+
+
+def test_a_copy_is_given_as_soon_as_there_is_room_for_the_snapshot_that_it_needs(
+    unsaved: Unsaved,
+) -> None:
     """While there was none, no files were held that could keep the next one from being taken."""
-    for story in begun(Unsaved(seed=1, nodes=3)):
-        story.put(story.at("node1"), "kept", "1", m.ACK_ALL)
-        story.cut("node2")
-        story.put(story.at("node1"), "k", "settled", m.ACK_MAJORITY)
-        primary, other = story.nodes["node2"], story.nodes["node3"]
-        story.run(1)  # node3 hears that it is
-        story.promoted("node2", force=True)
-        primary.disk.fill()
-        for source, target in sorted(story.wires.blocked):
-            story.wires.unblock(source, target)
-        story.until(lambda: other.replicator.core.following.state == "filling", "it wants a copy")
-        story.run(3)
-        story.same()
-        assert story.get(story.at("node2"), "k") == "settled"
+    unsaved.put(unsaved.at("node1"), "kept", "1", m.ACK_ALL)
+    unsaved.cut("node2")
+    unsaved.put(unsaved.at("node1"), "k", "settled", m.ACK_MAJORITY)
+    primary, other = unsaved.nodes["node2"], unsaved.nodes["node3"]
+    unsaved.run(1)  # node3 hears that it is
+    unsaved.promoted("node2", force=True)
+    primary.disk.fill()
+    for source, target in sorted(unsaved.wires.blocked):
+        unsaved.wires.unblock(source, target)
+    unsaved.until(lambda: other.replicator.core.following.state == "filling", "it wants a copy")
+    unsaved.run(3)
+    unsaved.same()
+    assert unsaved.get(unsaved.at("node2"), "k") == "settled"

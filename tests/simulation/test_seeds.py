@@ -15,6 +15,7 @@ import pytest
 
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.dropping import DroppingSimulation
+from tests.simulation.forcing import forced
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.wiping import WipingSimulation
 from tests.support.node import ROOT
@@ -83,6 +84,9 @@ _HOW: dict[type[Simulation], str] = {
     ConflictSimulation: " --conflicts",
     DroppingSimulation: " --drops",
     WipingSimulation: " --wipes",
+    forced(Simulation): " --forced",
+    forced(ConflictSimulation): " --conflicts --forced",
+    forced(DroppingSimulation): " --drops --forced",
 }
 
 FOUND_WITH_WIPES = {
@@ -143,6 +147,11 @@ def test_clusters_that_lose_disks_keep_their_promises(first: int) -> None:
 @pytest.mark.parametrize("first", firsts(FAST // 4))
 def test_databases_that_are_dropped_leave_nothing_open(first: int) -> None:
     check(lives(first, _AT_A_TIME, DroppingSimulation))
+
+
+@pytest.mark.parametrize("kind", [Simulation, ConflictSimulation, DroppingSimulation])
+def test_clusters_whose_primaries_are_made_by_force_lose_nothing(kind: type[Simulation]) -> None:
+    check(lives(1, _AT_A_TIME, forced(kind)))
 
 
 @pytest.mark.long

@@ -185,7 +185,7 @@ def check_watch(oracle: Oracle, life: Life, history: list[Position], database: i
         else:
             got.append(event)
         if event.kind in ("set", "removed") and at is not None:
-            _check_kept(life, event, history)
+            _check_kept(oracle, life, event, history)
     if at is not None:
         _check_run(oracle, life, at, got, database)
         goal = life.goes_on if life.ended else history[-1]
@@ -193,7 +193,7 @@ def check_watch(oracle: Oracle, life: Life, history: list[Position], database: i
             _check_run(oracle, life, at, got, database, goal)
 
 
-def _check_kept(life: Life, event: Any, history: list[Position]) -> None:
+def _check_kept(oracle: Oracle, life: Life, event: Any, history: list[Position]) -> None:
     """W4"""
     position = event.position
     if position in life.unsure:
@@ -206,6 +206,8 @@ def _check_kept(life: Life, event: Any, history: list[Position]) -> None:
     # the later one, whose number is higher, has never heard of what the other decided. It need not have heard of a
     # later start of an older primary either: then it goes on from more of an earlier start.
     primary = position[:2]
+    if oracle.forced and any(epoch[:2] > primary for epoch in oracle.epochs):
+        return  # that one may be gone without a trace, and the same primary goes on with what was left to it
     if history[-1][:2] <= primary or any(
         each[:2] == primary and each > position for each in reversed(history)
     ):
