@@ -140,6 +140,10 @@ class Forwarding:
                 heapq.heappush(self._arrived, one)
             else:
                 self._open_again(one)
+        for open in self._open.values():
+            if open.sent:  # the primary before may have decided it
+                self._mark_again(open)
+            open.sent = True
         return [(ticket, open.body) for ticket, open in self._open.items()]
 
     def _propose(self, tickets: Sequence[int]) -> None:

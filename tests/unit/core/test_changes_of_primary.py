@@ -9,6 +9,9 @@ import pytest
 from nun import messages as m
 from nun import peer_messages as pm
 from nun.codec import pack, unpack
+from nun.core import effects as fx
+from nun.core import record
+from nun.errors import OutcomeExpired
 from nun.position import Epoch, Position
 from tests.support.replicas import EPOCH, Cluster
 from tests.unit.core.test_replicas import ask, error_of, reply_to, state_of, write
@@ -229,3 +232,24 @@ def test_what_was_decided_here_is_never_mixed_with_what_a_replicator_has_that_do
     replica.entries(*cluster.primary.frames[-2:])
     assert state_of(replica) == before
     assert not replica.core.decides
+
+
+def test_what_waited_when_its_node_became_primary_says_that_it_had_been_proposed(
+    cluster: Cluster,
+) -> None:
+    """The old primary had decided it, and has forgotten its client since: nobody can tell what became of it."""
+    primary, (replica,) = cluster.primary, cluster.replicas
+    client = replica.client()
+    number = write(client, m.INCREMENT, 1, "n", 2)
+    cluster.forward()
+    core = primary.core
+    core.stream.add((fx.FORGET, [client.client_id], core.state.highest_op_id))
+    core.close()
+    primary.perform()
+    primary.sync()
+    primary.told(pm.DECISIONS)  # the answer is lost
+    cluster.carry()
+    replica.hear(pm.BE_PRIMARY, 2, replica.core.state.position)
+    replica.sync()
+    assert reply_to(client, number).status == OutcomeExpired.code
+    assert record.value_of(replica.core.tables[1].records[b"n"]) == b"2"
