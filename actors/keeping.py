@@ -64,6 +64,8 @@ class Keeping:
 
     def _tell_state(self) -> None:
         writer, identity = self._writer, self._identity
+        # The files of one database may be ahead of the position that all of them have.
+        files = writer.last_of_files()
         self.tell(
             (
                 pm.WRITER_STATE,
@@ -74,7 +76,7 @@ class Keeping:
                 identity.promise,
                 writer.commit.stored,
                 self._first_seq(),
-                writer.snapshots.position,
+                writer.snapshots.position if files is None else files.seq,
                 self.copy,
             )
         )

@@ -184,3 +184,21 @@ def test_a_copy_is_given_as_soon_as_there_is_room_for_the_snapshot_that_it_needs
     unsaved.run(3)
     unsaved.same()
     assert unsaved.get(unsaved.at("node2"), "k") == "settled"
+
+
+def test_a_log_is_not_cut_below_what_the_files_of_one_database_hold(unsaved: Unsaved) -> None:
+    """The last snapshot was of that one alone, and its node has just started: nobody has told it what is settled."""
+    first = unsaved.at("node1")
+    assert unsaved.ask(first, ops.create_database("e", "t", {}))[0] == "done"
+    unsaved.put(first, "kept", "1", m.ACK_ALL)
+    assert unsaved.ask(unsaved.at("node3"), ops.snapshot(None, False))[0] == "done"
+    unsaved.cut("node2")
+    unsaved.put(first, "k", "settled", m.ACK_MAJORITY)
+    unsaved.run(1)
+    assert unsaved.ask(unsaved.at("node3"), ops.snapshot(["d"], False))[0] == "done"
+    unsaved.promoted("node2", force=True)
+    for name in ("node1", "node3"):
+        unsaved.nodes[name].kill("kill -9")
+    unsaved.nodes["node3"].start()
+    unsaved.same()
+    assert unsaved.get(unsaved.at("node2"), "k") == "settled"
