@@ -41,14 +41,13 @@ from nun.errors import Compacted, DamagedFile, StorageError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX, LOG_READ_BYTES_MAX, UNFINISHED_BYTES_MAX
 from nun.position import Position
 from storage.disk import RealDisk
-from storage.oplog import LogReader
+from storage.log_reader import LOOK_AGAIN_S, LogReader
 from storage.outbox import read_outbox
 from storage.recovery import Loaded, entries, load
 
 BEAT_S: Final = 0.1
 WATCHED_BEAT_S: Final = 0.02  # while somebody is suspected of a flood
 TICK_S: Final = 1.0
-LOOK_AGAIN_S: Final = 1.0  # at a log that seemed damaged
 ALONE_S: Final = 3.0  # a node of a cluster waits so long for a primary before it serves without one
 _SECRET_THREADS: Final = 1
 _FINAL_SNAPSHOT: Final = 0  # the ticket of the snapshot that is taken at a clean stop

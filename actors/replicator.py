@@ -27,10 +27,10 @@ from actors.child import Child, run_child
 from nun.codec import pack, unpack
 from nun.core.replication.replicator import Output, ReplicatorCore
 from nun.core.settings import ReplicatorSettings
-from nun.errors import Compacted, StorageError, WireError
+from nun.errors import Compacted, DamagedFile, StorageError, WireError
 from nun.limits import DRAIN_BYTES_MAX, DRAIN_MESSAGES_MAX
 from storage.disk import RealDisk
-from storage.oplog import LogReader
+from storage.log_reader import LOOK_AGAIN_S, LogReader
 
 TICK_S: Final = 0.02
 
@@ -225,7 +225,7 @@ class Replicator:
             if not out.log_reads and not out.copy_reads:
                 return
             for ticket, from_seq, size, up_to in out.log_reads:
-                self.core.log_read(ticket, self.read_log(from_seq, size, up_to))
+                self.read_log(ticket, from_seq, size, up_to)
             for ticket, file, offset, size in out.copy_reads:
                 self.core.copy_read(ticket, self.read_copy(file, offset, size))
             out = self.core.take_output()
@@ -248,11 +248,28 @@ class Replicator:
                 return
             self.loop.on_readable(self.followed, self.followed_readable)
 
-    def read_log(self, from_seq: int, size: int, up_to: int) -> list[bytes] | None:
+    def read_log(
+        self, ticket: int, from_seq: int, size: int, up_to: int, again: bool = False
+    ) -> None:
+        """Reads the log for another node."""
         try:
-            return self.reader.read(from_seq, size, up_to)
+            frames = self.reader.read(from_seq, size, up_to)
         except Compacted:
-            return None
+            self.core.log_read(ticket, None)
+        except DamagedFile:
+            if again:
+                raise
+            # It may have been cut back just now: then this process is started anew before it looks again.
+            self.loop.after(
+                LOOK_AGAIN_S, lambda: self.read_log_again(ticket, from_seq, size, up_to)
+            )
+        else:
+            self.core.log_read(ticket, frames)
+
+    def read_log_again(self, ticket: int, from_seq: int, size: int, up_to: int) -> None:
+        core = self.begin()
+        self.read_log(ticket, from_seq, size, up_to, again=True)
+        self.perform(core.take_output())
 
     def read_copy(self, file: str, offset: int, size: int) -> bytes | None:
         """A part of one of the files that the writer holds as they are."""

@@ -21,6 +21,7 @@ CHUNK_BYTES: Final = 256 * 1024
 CURSORS_MAX: Final = 256
 FILES_MAX: Final = 8
 STEP_BYTES: Final = 64 * 1024  # between the places that are remembered of a segment
+LOOK_AGAIN_S: Final = 1.0  # at a log that seemed damaged: it may have been cut back just then
 
 
 class _Place(NamedTuple):

@@ -1,4 +1,4 @@
-"""The network process around its core: a log that is cut while it is read."""
+"""The processes that read the log, around their cores: one that is cut while it is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from actors.network import LOOK_AGAIN_S, Network
+from actors.network import Network
+from actors.replicator import Replicator
 from nun.errors import DamagedFile
+from storage.log_reader import LOOK_AGAIN_S
 
 
 class Reader:
@@ -25,27 +27,27 @@ class Reader:
         return [b"frame"]
 
 
-@pytest.fixture
-def made() -> Any:
-    """A network process with nothing in it but what reads the log for a watch."""
-    network: Any = object.__new__(Network)
-    network.given = []
-    network.core = SimpleNamespace(
+@pytest.fixture(params=[Network, Replicator])
+def made(request: pytest.FixtureRequest) -> Any:
+    """A process with nothing in it but what reads the log: for a watch, or for another node."""
+    process: Any = object.__new__(request.param)
+    process.given = []
+    process.core = SimpleNamespace(
         stream=SimpleNamespace(durable_seq=9),
-        log_read=lambda watch, frames: network.given.append((watch, frames)),
+        log_read=lambda who, frames: process.given.append((who, frames)),
         take_output=lambda: "output",
     )
-    network.perform = network.given.append
-    network.later = []
-    network.loop = SimpleNamespace(after=lambda *what: network.later.append(what))
-    return network
+    process.perform = process.given.append
+    process.later = []
+    process.loop = SimpleNamespace(after=lambda *what: process.later.append(what))
+    return process
 
 
-def looked_again(network: Any, damaged: int) -> Callable[[], None]:
-    network.reader = Reader(damaged)
-    network.read_log(4, 3)
-    assert network.given == []
-    [(seconds, look)] = network.later
+def looked_again(process: Any, damaged: int) -> Callable[[], None]:
+    process.reader = Reader(damaged)
+    process.read_log(4, 3, *((9, 9) if isinstance(process, Replicator) else ()))
+    assert process.given == []
+    [(seconds, look)] = process.later
     assert seconds == LOOK_AGAIN_S
     return look  # type: ignore[no-any-return]
 
