@@ -508,11 +508,7 @@ class NetworkCore:
         if self.level is None and self.settings.ack != m.ACK_PRIMARY:
             self.level = Level(self.settings.ack, self.now_ns + _PATIENCE_NS)
         client = self.state.clients.get(session.client_id)
-        if client is None:
-            again = number <= session.highest_number
-            if again and session.born <= self.state.horizon:
-                raise OutcomeExpired("what became of this client's requests is forgotten")
-        else:
+        if client is not None:
             row = client.rows.get(number)
             if row is not None:
                 return row
@@ -527,6 +523,9 @@ class NetworkCore:
                     limit="REQUEST_ROWS_PER_CLIENT_MAX",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
+        again = number <= session.highest_number
+        if again and self.state.may_have_forgotten(client, number, session.born):
+            raise OutcomeExpired("what became of this client's requests is forgotten")
         if self.levels.live < self.settings.min_replicas:
             raise Overloaded(
                 f"{self.levels.live} replicas follow: expected at least {self.settings.min_replicas}",

@@ -25,6 +25,7 @@ from nun.position import Epoch, Position
 
 _ROW_BYTES: Final = 160  # what a row costs beside its result, about
 _CLIENT_BYTES: Final = 400
+_NUMBERS_END: Final = 2**63  # above the numbers of all requests
 _STAMPED: Final = frozenset(  # effects with the highest op id that they use as their third element
     {fx.PUT, fx.TOMBSTONE, fx.RECORDS, fx.INCREMENTED, fx.MADE}
 )
@@ -41,14 +42,21 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class ClientRows:
-    """The requests of one client that it has not yet shown to have an answer for."""
+    """The requests of one client that it has not yet shown to have an answer for.
+
+    Attributes:
+        late: node -> seq of its last item that was decided below the floor.
+        horizon: the state's when this was made: older requests may have been decided, and been forgotten.
+        first: the number of the request that it was made for; what is above that came later. Made for an item, which
+            may be older than what was forgotten, it is above all.
+    """
 
     floor: int = 0
     last_op_id: int = 0
     rows: dict[int, Row] = field(default_factory=dict)
-    late: dict[int, int] = field(
-        default_factory=dict
-    )  # node -> seq of its last item that was decided below the floor
+    late: dict[int, int] = field(default_factory=dict)
+    horizon: int = 0
+    first: int = 0
 
 
 @dataclass(slots=True)
@@ -107,6 +115,7 @@ class NodeState:
         self._late: list[
             ClientRows
         ] = []  # of outcomes below the floor whose OUTBOX effect is to come
+        self._made = b"", 0  # the client that an OUTCOME effect was the first of, and the entry
         self._heads = b""  # of the PUTS effect taken last: what an OUTCOME with result True means
 
     # Reading
@@ -121,6 +130,12 @@ class NodeState:
         """What is remembered of a request."""
         client = self.clients.get(client_id)
         return None if client is None else client.rows.get(number)
+
+    def may_have_forgotten(self, client: ClientRows | None, number: int, op_id: int) -> bool:
+        """Whether a request without a row, made at that time or later, may have been decided, and been forgotten."""
+        if client is None:
+            return op_id <= self.horizon
+        return op_id <= client.horizon and number < client.first
 
     def in_history(self, position: Position) -> bool:
         """Whether this node's history holds an entry at this very position."""
@@ -195,6 +210,9 @@ class NodeState:
             for client in self._late:
                 client.late[effect[1]] = position.seq
             self._late.clear()
+            client_id, seq = self._made
+            if seq == position.seq and client_id in self.clients:
+                self.clients[client_id].first = _NUMBERS_END
 
     def _notice(self, client_id: bytes, op_id: int, notice: bytes) -> None:
         """A client is to be told; of too many the oldest go, the ledger has them still."""
@@ -222,8 +240,10 @@ class NodeState:
         """Remembers what became of a request and drops the rows that its client is done with."""
         _, client_id, number, floor, status, op_id, result = effect
         client = self.clients.get(client_id)
+        self._made = b"", 0
         if client is None:
-            client = self.clients[client_id] = ClientRows()
+            client = self.clients[client_id] = ClientRows(horizon=self.horizon, first=number)
+            self._made = client_id, position.seq
             self.rows_bytes += _CLIENT_BYTES
         if floor > client.floor:
             client.floor = floor
@@ -300,6 +320,8 @@ class NodeState:
                     client.last_op_id,
                     [[number, *row] for number, row in client.rows.items()],
                     client.late,
+                    client.horizon,
+                    client.first,
                 ]
                 for client_id, client in self.clients.items()
             ],
@@ -333,8 +355,8 @@ class NodeState:
             state.epochs = [(Epoch(*item[:3]), item[3]) for item in epochs]
             for number, name, options in databases:
                 state.take_database([fx.DATABASE, number, name, options])
-            for client_id, floor, last_op_id, rows, late in clients:
-                client = ClientRows(floor, last_op_id, late=dict(late))
+            for client_id, floor, last_op_id, rows, late, *forgotten in clients:
+                client = ClientRows(floor, last_op_id, {}, dict(late), *forgotten)
                 for number, where, status, op_id, result in rows:
                     client.rows[number] = Row(Position(*where), status, op_id, result)
                     state.rows_bytes += _ROW_BYTES + size_of_result(result)

@@ -84,8 +84,8 @@ BUGS: tuple[Bug, ...] = (
         "expired-client-executes",
         "a retry of a client that was forgotten is carried out again",
         "nun/core/network.py",
-        "            if again and session.born <= self.state.horizon:\n",
-        "            if again and session.born < 0:\n",
+        "        if again and self.state.may_have_forgotten(client, number, session.born):\n",
+        "        if again and session.born < 0:\n",
         _ONCE,
     ),
     Bug(

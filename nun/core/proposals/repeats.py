@@ -87,9 +87,12 @@ def has_passed(state: NodeState, request: Request, op_id: int) -> bool:
     """Whether the row of a request, if there ever was one, is gone, so that its client cannot ask again."""
     client_id, number = request
     client = state.clients.get(client_id)
-    if client is None:
-        return op_id <= state.horizon
-    return number < client.floor and number not in client.rows
+    if client is not None:
+        if number in client.rows:
+            return False
+        if number < client.floor:
+            return True
+    return state.may_have_forgotten(client, number, op_id)
 
 
 def may_decide(client: ClientRows | None, origin: int, verdict: int, seen: Position) -> bool:

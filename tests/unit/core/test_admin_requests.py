@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from nun import messages as m
+from nun.codec import pack, unpack
 from nun.core import record
+from nun.core.state import NodeState
 from nun.errors import (
     AuthError,
     BadRequest,
@@ -359,3 +361,28 @@ def test_forgotten_clients_hear_expired_and_new_ones_are_served() -> None:
     assert old.write(m.SET, number, "a", "2", None, number=first).status == OutcomeExpired.code
     fresh = driver.client(number)
     assert fresh.write(m.SET, number, "a", "3", None).status == 0
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_was_forgotten_is_not_done_again_since_its_client_is_known_anew(loaded: bool) -> None:
+    driver = CoreDriver(dataclasses.replace(SETTINGS, request_rows_bytes_max=2_000))
+    number = created(driver, driver.client(None))
+    old = driver.client(number)
+    first, lost = old.next_number(), old.next_number()
+    old.floor = first
+    old.write(m.INCREMENT, number, "n", 1, number=first)
+    for _ in range(8):
+        driver.client(number).write(m.SET, number, "b", "1", None)
+    driver.tick()
+    driver.sync()
+    assert old.client_id not in driver.core.state.clients
+    later = old.write(m.SET, number, "a", "1", None)
+    assert later.status == 0, "new, though it waits for two"
+    if loaded:
+        state = NodeState.load(unpack(pack(driver.core.state.dump())))
+        assert state.clients == driver.core.state.clients
+        driver.core.state.clients = state.clients
+    for again in (first, lost):
+        told = old.write(m.INCREMENT, number, "n", 1, number=again)
+        assert told.status == OutcomeExpired.code
+    assert old.write(m.INCREMENT, number, "n", 1).result == [2, 2]
