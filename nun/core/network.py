@@ -502,15 +502,16 @@ class NetworkCore:
             raise AuthError(f"database number {database} is not selected on this connection")
         return table, granted[1]
 
-    def begin_write(self, session: Session, number: int, floor: Any) -> Row | None:
-        """Admits a write, or gives the row that says what became of it when it came before."""
+    def begin_write(
+        self, session: Session, number: int, floor: Any, waited: bool = False
+    ) -> Row | None:
+        """Admits a write, or gives the row that says what became of it when it came before, or while it `waited`."""
         check_floor(number, floor)
         if self.level is None and self.settings.ack != m.ACK_PRIMARY:
             self.level = Level(self.settings.ack, self.now_ns + _PATIENCE_NS)
         client = self.state.clients.get(session.client_id)
         if client is not None:
-            row = client.rows.get(number)
-            if row is not None:
+            if (row := client.rows.get(number)) is not None:
                 return row
             if number < client.floor:
                 raise OutcomeExpired(f"request {number} is below the floor {client.floor}")
@@ -523,7 +524,7 @@ class NetworkCore:
                     limit="REQUEST_ROWS_PER_CLIENT_MAX",
                     retry_after_ms=RETRY_AFTER_MS,
                 )
-        again = number <= session.highest_number
+        again = number <= session.highest_number and not waited
         if again and self.state.may_have_forgotten(client, number, session.born):
             raise OutcomeExpired("what became of this client's requests is forgotten")
         if self.levels.live < self.settings.min_replicas:

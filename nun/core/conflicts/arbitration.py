@@ -394,7 +394,7 @@ class Arbitration:
         message = waiting.message
         self._core.level = waiting.level
         try:
-            row = self._core.begin_write(session, message[2], message[3])
+            row = self._core.begin_write(session, message[2], message[3], waited=True)
             if row is not None:
                 self._tell(session, message[2], row)
             elif good:

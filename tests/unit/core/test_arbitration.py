@@ -73,6 +73,20 @@ def test_an_arbiter_that_leaves_loses_its_claim_at_once() -> None:
     assert two.reply_to(waiting) is not None
 
 
+def test_an_arbiter_whose_requests_are_forgotten_resolves_on() -> None:
+    driver = made(settings=replace(SETTINGS, request_rows_bytes_max=2_000))
+    conflict_on(driver)
+    arbiter = driver.client()
+    offer = claimed(arbiter, b"a1")
+    for _ in range(8):
+        put(driver.client(), "other", "1")
+    driver.tick()
+    driver.sync()
+    assert driver.core.state.horizon > driver.core.sessions[arbiter.peer].born
+    assert resolve(arbiter, offer, "merged").status == 0
+    assert value_of(driver, b"k") == b"merged"
+
+
 def test_a_claim_that_is_given_back_goes_to_another_arbiter_first() -> None:
     driver = made()
     conflict_on(driver)
