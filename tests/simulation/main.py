@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.dropping import DroppingSimulation
 from tests.simulation.forcing import forced
+from tests.simulation.forgetting import forgetful
 from tests.simulation.simulation import STEPS, Simulation, run
 from tests.simulation.wiping import WipingSimulation
 
@@ -38,6 +39,8 @@ def live(seed: int, chosen: argparse.Namespace) -> Life:
         kind = DroppingSimulation
     if chosen.forced:
         kind = forced(kind)
+    if chosen.forgets:
+        kind = forgetful(kind)
     keep = _TRACED if chosen.trace else 4_000
     began = time.monotonic()
     result = run(seed, chosen.nodes, chosen.steps, keep, kind)
@@ -78,6 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--drops", action="store_true", help="as that, and databases come and go")
     parser.add_argument("--wipes", action="store_true", help="a life in which disks are lost")
     parser.add_argument("--forced", action="store_true", help="and many promotions are forced")
+    parser.add_argument(
+        "--forgets", action="store_true", help="as any of these, and requests are forgotten early"
+    )
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--quiet", action="store_true", help="print only what fails")
     chosen = parser.parse_args(arguments)

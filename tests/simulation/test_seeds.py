@@ -16,6 +16,7 @@ import pytest
 from tests.simulation.conflicts import ConflictSimulation
 from tests.simulation.dropping import DroppingSimulation
 from tests.simulation.forcing import forced
+from tests.simulation.forgetting import forgetful
 from tests.simulation.simulation import Simulation, run
 from tests.simulation.wiping import WipingSimulation
 from tests.support.node import ROOT
@@ -87,6 +88,7 @@ _HOW: dict[type[Simulation], str] = {
     forced(Simulation): " --forced",
     forced(ConflictSimulation): " --conflicts --forced",
     forced(DroppingSimulation): " --drops --forced",
+    forgetful(ConflictSimulation): " --conflicts --forgets",
 }
 
 FOUND_WITH_WIPES = {
@@ -152,6 +154,11 @@ def test_databases_that_are_dropped_leave_nothing_open(first: int) -> None:
 @pytest.mark.parametrize("kind", [Simulation, ConflictSimulation, DroppingSimulation])
 def test_clusters_whose_primaries_are_made_by_force_lose_nothing(kind: type[Simulation]) -> None:
     check(lives(1, _AT_A_TIME, forced(kind)))
+
+
+@pytest.mark.parametrize("first", [1001, 1076])
+def test_clients_that_are_forgotten_are_served_on_and_nothing_is_done_twice(first: int) -> None:
+    check(lives(first, _AT_A_TIME, forgetful(ConflictSimulation)))
 
 
 @pytest.mark.long
