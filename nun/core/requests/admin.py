@@ -203,7 +203,7 @@ class AdminRequests:
 
         def hashed(session: Session, text: str | None) -> None:
             core = self._core
-            if self._repeated(session, number, floor):
+            if self._repeated(session, number, floor, waited=True):
                 return
             if core.state.database_named(name.decode()) is not None:
                 raise DatabaseExists(
@@ -237,7 +237,7 @@ class AdminRequests:
 
         def hashed(session: Session, text: str | None) -> None:
             info = self._database(name)
-            if self._repeated(session, number, floor):
+            if self._repeated(session, number, floor, waited=True):
                 return
             self._stream.add((fx.DATABASE, info.number, info.name, {**info.options, **checked}))
             self._core.conflicts.refresh(info.number)
@@ -303,7 +303,7 @@ class AdminRequests:
 
         def hashed(session: Session, text: str | None) -> None:
             info = self._database(name)
-            if self._repeated(session, number, floor):
+            if self._repeated(session, number, floor, waited=True):
                 return
             assert text is not None
             self.put(info.number, USER_PREFIX + user, text.encode())
@@ -466,9 +466,9 @@ class AdminRequests:
         session = self._core.session_at(asked.peer) if asked is not None else None
         return session if session is not None and asked and session.token == asked.token else None
 
-    def _repeated(self, session: Session, number: int, floor: Any) -> bool:
-        """Answers a retry of what was done before; False when it is new."""
-        row = self._core.begin_write(session, number, floor)
+    def _repeated(self, session: Session, number: int, floor: Any, waited: bool = False) -> bool:
+        """Answers a retry of what was done before, or while it `waited` for a secret; False when it is new."""
+        row = self._core.begin_write(session, number, floor, waited)
         if row is None:
             return False
         if row.status:

@@ -363,6 +363,28 @@ def test_forgotten_clients_hear_expired_and_new_ones_are_served() -> None:
     assert fresh.write(m.SET, number, "a", "3", None).status == 0
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        (m.CREATE_DATABASE, "e", "t", {}),
+        (m.ALTER_DATABASE, "shop", None, {"strategy": "newer"}),
+        (m.ALTER_DATABASE, "shop", "t", {}),
+        (m.CREATE_USER, "shop", "mary", "secret of mary"),
+    ],
+)
+def test_an_administrator_whose_requests_are_forgotten_goes_on(request_: tuple[Any, ...]) -> None:
+    driver = CoreDriver(dataclasses.replace(SETTINGS, request_rows_bytes_max=2_000))
+    number = created(driver, driver.client(None))
+    admin = driver.client(None)
+    for _ in range(8):
+        driver.client(number).write(m.SET, number, "b", "1", None)
+    driver.tick()
+    driver.sync()
+    assert driver.core.state.horizon > driver.core.sessions[admin.peer].born
+    assert admin.client_id not in driver.core.state.clients
+    assert asked(driver, admin, *request_).status == 0
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_was_forgotten_is_not_done_again_since_its_client_is_known_anew(loaded: bool) -> None:
     driver = CoreDriver(dataclasses.replace(SETTINGS, request_rows_bytes_max=2_000))
