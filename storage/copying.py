@@ -91,8 +91,7 @@ def begin(disk: Disk, copy_id: bytes, files: Sequence[tuple[str, int]]) -> None:
             raise StorageError(f"a copy has no file {name!r}")
         if "/" in name:
             raise StorageError(f"a copy has no file {name!r}")
-    for name in disk.names(FOLDER):
-        disk.remove(f"{FOLDER}/{name}")
+    _remove_parts(disk)
     file = disk.open(f"{PLAN}.new", create=True)
     try:
         body = pack((copy_id, [list(item) for item in files]))
@@ -149,9 +148,15 @@ def drop(disk: Disk) -> None:
     if disk.exists(PLAN):
         disk.remove(PLAN)
         disk.sync_names(FOLDER)
-        for name in disk.names(FOLDER):
-            disk.remove(f"{FOLDER}/{name}")
+        _remove_parts(disk)
         disk.sync_names(FOLDER)
+
+
+def _remove_parts(disk: Disk) -> None:
+    """All that has come of a copy; not what is said of the files that are in place until another one is ready (I1)."""
+    for name in disk.names(FOLDER):
+        if f"{FOLDER}/{name}" != TAKEN:
+            disk.remove(f"{FOLDER}/{name}")
 
 
 # Taking over

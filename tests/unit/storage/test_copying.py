@@ -231,3 +231,35 @@ def test_a_log_that_is_cut_back_to_where_the_files_end_is_no_loss(how: How) -> N
         found = records(after)
         found["own"].pop(b"later", None)
         assert found == held, call
+
+
+@pytest.mark.parametrize("how", ["done", "not_done", "torn"])
+def test_a_copy_that_is_begun_or_dropped_leaves_the_leave_to_be_without_a_log(how: How) -> None:
+    def begun(seed: int = 0) -> SimDisk:
+        disk = SimDisk(seed)
+        filled(disk, "own", 6)
+        copying.begin_log_anew(disk)
+        for name in disk.names(seg.FOLDER):
+            disk.remove(f"{seg.FOLDER}/{name}")
+        disk.sync_names(seg.FOLDER)
+        return disk
+
+    def work(disk: SimDisk) -> None:
+        copying.begin(disk, copy_id, files)
+        send(source, disk)
+        copying.drop(disk)
+
+    source = SimDisk()
+    filled(source, "other", 6)
+    copy_id, files = copying.files_of(source)
+    whole = begun()
+    held = records(whole)
+    before = whole.calls
+    work(whole)
+    assert records(whole) == held
+    for call in range(1, whole.calls - before + 1):
+        disk = begun(call)
+        disk.crash_after(call, how)
+        with pytest.raises(Crashed):
+            work(disk)
+        assert records(disk.crash(random.Random(call))) == held, call
